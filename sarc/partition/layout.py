@@ -6,13 +6,18 @@ kept in ascending global id inside a part, for nodes and edges alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sarc.errors import PartitionError
+
+if TYPE_CHECKING:
+    from sarc.partition.shard import Shard
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,11 @@ class Part:
     @property
     def num_parts(self) -> int:
         return len(self.halo_ids)
+
+    @property
+    def halo_sizes(self) -> tuple[int, ...]:
+        """H_pq for each peer q."""
+        return tuple(ids.numel() for ids in self.halo_ids)
 
     def locate(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Owner and position of each node in `ids`.
@@ -63,9 +73,9 @@ class Part:
         if bool((owner < 0).any()):
             missing = int(ids[owner < 0][0])
             raise PartitionError(
-                f"node {missing} is neither owned by part {self.rank} nor a source of one of its edges: a column of node "
-                f"ids may name owned nodes and the in-neighbours of owned nodes only; partition again with these pairs "
-                f"among the edges"
+                f"node {missing} is neither owned by part {self.rank} nor a source of one of its edges: a column of "
+                "node ids may name owned nodes and the in-neighbours of owned nodes only; partition again with these "
+                "pairs among the edges"
             )
         return owner, position
 
@@ -78,8 +88,8 @@ class Partitions:
         num_nodes, num_edges: of the whole graph.
         parts: the parts held here, by rank.
         num_parts: P, of the whole graph.
-        assignment: int64 [N], owner of each node, when the whole graph is held; otherwise None.
-        edge_index: int64 [2, E] of the whole graph, when it is held; otherwise None.
+        assignment: int64 [N], owner of each node, when every part is held; otherwise None.
+        edge_index: int64 [2, E] of the whole graph, when every part is held; otherwise None.
         method: how the assignment was made, as printed by `plan()` ("metis", "random", "contiguous", "given", ...).
         fingerprint: hash of the whole graph and assignment; equal on every rank of one partition.
         graph_kind: what the user's model is called with: "edge_index" or "dgl".
@@ -110,3 +120,42 @@ class Partitions:
             held = ", ".join(map(str, sorted(self.parts)))
             raise PartitionError(f"part {rank} of {self.num_parts} is not held by this process (held: {held})")
         return self.parts[rank]
+
+    def save(
+        self,
+        directory: str | PathLike[str],
+        node: Mapping[str, Any] | None = None,
+        edge: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Writes one file a part, with its rows of each whole-graph tensor, and a manifest.
+
+        Args:
+            directory: made when missing; a partition already there is replaced.
+            node: tensors or numpy arrays (memory-mapped ones too) of N rows, by name.
+            edge: the same of E rows, in the order of edge ids.
+
+        Raises:
+            GraphError: a tensor has another number of rows.
+            PartitionError: this process does not hold every part.
+        """
+        from sarc.partition.files import save
+
+        save(self, directory, node or {}, edge or {})
+
+    def shard(
+        self, rank_or_ranks: int | Sequence[int], /, *, edge: Mapping[str, Any] | None = None, **node_tensors: Any
+    ) -> Shard:
+        """What the given rank (or ranks) holds, cut out of whole tensors that every rank has.
+
+        Args:
+            rank_or_ranks: parts of this process.
+            edge: tensors or numpy arrays of E rows, in the order of edge ids, by name.
+            node_tensors: tensors or numpy arrays of N rows: `parts.shard(rank, x=x, y=y)`.
+
+        Raises:
+            GraphError: a tensor has another number of rows.
+            PartitionError: a rank is out of range, repeated or not held here.
+        """
+        from sarc.partition.shard import cut_shard
+
+        return cut_shard(self, rank_or_ranks, node_tensors, edge or {})
