@@ -42,7 +42,7 @@ def read_graph(graph: Any, num_nodes: int | None = None) -> WholeGraph:
         GraphError: another type, layout or dtype; ids out of range; N missing or contradictory.
     """
     if isinstance(graph, Tensor):
-        return _read_edge_index(graph.as_subclass(Tensor), num_nodes)  # PyG's EdgeIndex is a Tensor too
+        return _read_edge_index(graph, num_nodes)
     if isinstance(graph, np.ndarray):
         return _read_edge_index(_tensor(graph), num_nodes)
     libraries = {base.__module__.partition(".")[0] for base in type(graph).__mro__}
@@ -84,6 +84,7 @@ def _read_edge_index(edge_index: Tensor, num_nodes: int | None) -> WholeGraph:
             f"pass num_nodes=x.shape[0]"
         )
     count = checked_count(num_nodes)
+    edge_index = edge_index.as_subclass(Tensor)  # type: ignore[arg-type]  # PyG's EdgeIndex is a Tensor with more to it
     return WholeGraph(_checked(edge_index, count), count, "edge_index")
 
 
