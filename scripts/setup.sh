@@ -60,9 +60,9 @@ if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
     exit 0
 fi
 
-pip=("$venv_python" -m pip --disable-pip-version-check --quiet)
+pip=("$venv_python" -m pip --disable-pip-version-check -qq)  # errors only
 torch_pin="$(grep -E '^torch==' constraints.txt)"
-say "installing $torch_pin (the largest download)"
+say "installing $torch_pin (the largest download: minutes on a slow network)"
 "${pip[@]}" install -c constraints.txt "$torch_pin"
 say "installing sarc with extras [$extras]"
 "${pip[@]}" install -c constraints.txt -e ".[$extras]"
