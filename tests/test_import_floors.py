@@ -54,8 +54,8 @@ def find_violations(package: Path) -> list[str]:
         tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
         found += [
             f"{relative}:{line}: {complaint}"
-            for line, target, inside_function in _imports(tree, module, is_package)
-            for complaint in _complaints(room, target, inside_function)
+            for line, target, deferred in _imports(tree, module, is_package)
+            for complaint in _complaints(room, target, deferred)
         ]
         if room != ROOM_OF_DISTRIBUTED:
             found += [
@@ -70,7 +70,7 @@ def _room(module: tuple[str, ...]) -> str:
     return module[1] if len(module) > 1 else "sarc"
 
 
-def _complaints(room: str, target: str, inside_function: bool) -> Iterator[str]:
+def _complaints(room: str, target: str, deferred: bool) -> Iterator[str]:
     top = target.split(".")[0]
     if room not in FLOORS:
         yield f"room {room!r} stands on no floor: add it to FLOORS and to the layout in docs/"
@@ -82,20 +82,27 @@ def _complaints(room: str, target: str, inside_function: bool) -> Iterator[str]:
     elif top in OPTIONAL_LIBRARIES:
         if room not in ROOMS_OF_OPTIONAL_LIBRARIES:
             yield f"{top} is imported in {room}; only {', '.join(sorted(ROOMS_OF_OPTIONAL_LIBRARIES))} may"
-        if not inside_function:
+        if not deferred:
             yield f"optional library {top} is imported at module level; import it inside the function that needs it"
     elif (target + ".").startswith("torch.distributed.") and room != ROOM_OF_DISTRIBUTED:
         yield f"torch.distributed is imported outside sarc/{ROOM_OF_DISTRIBUTED}/"
 
 
 def _imports(tree: ast.Module, module: tuple[str, ...], is_package: bool) -> Iterator[tuple[int, str, bool]]:
-    """Line, absolute dotted target and whether it is inside a function, of each import statement or call."""
+    """Line, absolute dotted target and whether importing the module leaves it out, of each import statement or call.
+
+    Left out (deferred) is what stands inside a function or under `if TYPE_CHECKING:`.
+    """
     pending: list[tuple[ast.AST, bool]] = [(tree, False)]
     while pending:
-        node, inside_function = pending.pop()
+        node, deferred = pending.pop()
         for target in _targets(node, module, is_package):
-            yield node.lineno, target, inside_function  # type: ignore[attr-defined]
-        inside = inside_function or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+            yield node.lineno, target, deferred  # type: ignore[attr-defined]
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            pending += [(child, deferred) for child in reversed(node.orelse)]
+            pending += [(child, True) for child in reversed(node.body)]
+            continue
+        inside = deferred or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         pending += [(child, inside) for child in reversed(list(ast.iter_child_nodes(node)))]
 
 
@@ -167,6 +174,8 @@ SYNTHETIC = {
     "dgl at module level": ("frontends/a.py", "import dgl\n", "dgl is imported at module level"),
     "dgl in a class body": ("frontends/a.py", "class A:\n    import dgl\n", "dgl is imported at module level"),
     "dgl guarded": ("data/a.py", "try:\n    import ogb.io\nexcept ImportError:\n    pass\n", "ogb is imported"),
+    "dgl under else": ("data/a.py", "if TYPE_CHECKING:\n    pass\nelse:\n    import dgl\n", "dgl is imported at"),
+    "upward, for types": ("ir/a.py", "if TYPE_CHECKING:\n    from sarc.runtime import a\n", "ir imports sarc.runtime"),
     "pyg in a wrong room": ("runtime/a.py", "def f():\n    import torch_geometric\n", "torch_geometric is imported in"),
     "distributed, imported": ("passes/a.py", "import torch.distributed as dist\n", "torch.distributed is imported"),
     "distributed, from torch": ("ir/a.py", "from torch import distributed\n", "torch.distributed is imported"),
@@ -174,6 +183,7 @@ SYNTHETIC = {
     "allowed: downward": ("passes/a.py", "from sarc.ir import a\nfrom sarc.cost import f\nimport sarc.errors\n", None),
     "allowed: same room": ("passes/joint/a.py", "from ..base import f\nfrom sarc.passes.forward import bind\n", None),
     "allowed: optional": ("partition/a.py", "def f():\n    import pymetis\n    from dgl import graph\n", None),
+    "allowed: for types": ("frontends/a.py", "if TYPE_CHECKING:\n    from dgl import DGLGraph\n", None),
     "allowed: distributed": ("runtime/a.py", "import torch.distributed\ntorch.distributed.barrier\n", None),
 }
 
