@@ -47,8 +47,13 @@ def read_npz(
         raise GraphError(f"{path}: expected an npz file without pickled objects, got {error}") from None
     if "edge_index" not in arrays:
         raise GraphError(f"{path}: expected a key edge_index, got {', '.join(sorted(arrays)) or 'no keys'}")
-    meta = json.loads(str(arrays["meta"])) if "meta" in arrays else {}
-    x = _features(arrays, normalize_rows, dense)
+    try:
+        meta = json.loads(str(arrays["meta"])) if "meta" in arrays else {}
+        x = _features(arrays, normalize_rows, dense)
+    except (ValueError, KeyError) as error:
+        raise GraphError(
+            f"{path}: expected CSR features and a JSON description that can be read, got {error}"
+        ) from None
     y = torch.from_numpy(arrays["y"].astype(np.int64)) if "y" in arrays else None
     edge_index = torch.from_numpy(arrays["edge_index"].astype(np.int64))
     return GraphData(
@@ -86,7 +91,7 @@ def _features(arrays: dict[str, np.ndarray], normalize_rows: bool, dense: bool) 
     if dense:
         return torch.from_numpy(csr.toarray())
     starts, columns = (torch.from_numpy(a.astype(np.int64)) for a in (csr.indptr, csr.indices))
-    return torch.sparse_csr_tensor(starts, columns, torch.from_numpy(csr.data), size=shape)
+    return torch.sparse_csr_tensor(starts, columns, torch.from_numpy(csr.data), shape, check_invariants=True)
 
 
 def _num_nodes(path: Path, arrays: dict[str, np.ndarray]) -> int:
