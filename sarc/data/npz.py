@@ -90,6 +90,7 @@ def _features(arrays: dict[str, np.ndarray], normalize_rows: bool, dense: bool) 
         csr = normalized_rows(csr)
     if dense:
         return torch.from_numpy(csr.toarray())
+    csr.sum_duplicates()  # also sorts the columns of each row, as torch requires
     starts, columns = (torch.from_numpy(a.astype(np.int64)) for a in (csr.indptr, csr.indices))
     return torch.sparse_csr_tensor(starts, columns, torch.from_numpy(csr.data), shape, check_invariants=True)
 
