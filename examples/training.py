@@ -81,7 +81,7 @@ def parse_options(model: str) -> argparse.Namespace:
     parser.add_argument("--model", choices=sorted(SETTINGS), default=model)
     parser.add_argument("--data", default="generated", help="generated, or a name sarc.data.load knows, such as cora")
     parser.add_argument("--nodes", type=int, default=4000, help="size of the generated graph")
-    parser.add_argument("--parts", type=int, help="number of partitions (default: one a process, 4 in one process)")
+    parser.add_argument("--parts", type=int, help="number of partitions; None: one a process, or 4 in one process")
     parser.add_argument("--method", default="metis", help="how the graph is cut: metis, random or contiguous")
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--patience", type=int, default=100, help="epochs without a better validation accuracy")
@@ -89,7 +89,7 @@ def parse_options(model: str) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=1, help="train with this many seeds and report the mean")
     parser.add_argument("--curve", type=Path, help="write one JSON line an epoch to this file")
     for name, kind in (("hidden", int), ("heads", int), ("dropout", float), ("lr", float), ("weight-decay", float)):
-        parser.add_argument(f"--{name}", type=kind, help="(default: the model's, see models.py)")
+        parser.add_argument(f"--{name}", type=kind, help="None: the model's own, see models.py")
     return parser.parse_args()
 
 

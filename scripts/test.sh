@@ -7,8 +7,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bash scripts/setup.sh test
 
-.venv/bin/ruff check .
-.venv/bin/mypy
+.venv/bin/python -m ruff check .
+.venv/bin/python -m mypy
 # One test a core and one thread a test: on few cores faster than many threads a test, and the same everywhere.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 exec .venv/bin/python -m pytest -n auto --maxprocesses 8 "$@"

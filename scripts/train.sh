@@ -9,8 +9,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bash scripts/setup.sh pyg,metis
 
+case " $* " in
+    *" --help "* | *" -h "*) exec .venv/bin/python examples/train_gat.py --help ;;  # once, not once a process
+esac
+
 ranks="${SARC_RANKS:-4}"
 cores="$(.venv/bin/python -c 'import os; print(os.cpu_count() or 1)')"
 threads=$(( cores / ranks > 0 ? cores / ranks : 1 ))
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$threads}"
-exec .venv/bin/torchrun --standalone --nproc-per-node "$ranks" examples/train_gat.py "$@"
+# torchrun by its module name: unlike the script, it survives a moved checkout.
+exec .venv/bin/python -m torch.distributed.run --standalone --nproc-per-node "$ranks" examples/train_gat.py "$@"
