@@ -93,13 +93,7 @@ def reduce_messages(
     """Runs a user-defined reduce function on `messages` [E, *F]: columns [N, *F], 0 for nodes without in-edges."""
     space = MailboxSpace(graph.dst, graph.num_nodes())
     mailbox = {name: Mailbox(values, space) for name, values in messages.items()}
-    try:
-        columns = function(NodeBatch(graph, dict(graph.ndata), mailbox))
-    except TypeError as error:  # a mailbox (size) where torch's argument parser wants a tensor's size
-        if "Mailbox" not in str(error):
-            raise
-        instead = "expand with x.unsqueeze(1).expand_as(m); calculate with the size as in h / m.size(1)"
-        raise unsupported(f"a mailbox or its size in this place ({error})", instead, error.__traceback__) from error
+    columns = function(NodeBatch(graph, dict(graph.ndata), mailbox))
     for name, column in columns.items():
         if not isinstance(column, Tensor):
             raise unsupported(

@@ -13,7 +13,7 @@ Everything else is refused with the user's line.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
@@ -199,6 +199,15 @@ def _per_edge(value: Any, like: Mailbox) -> Any:
         f"a tensor of shape {tuple(value.shape)} meeting a mailbox of {like.ndim} axes",
         "give a node tensor a mailbox axis: nodes.data['h'].unsqueeze(1)",
     )
+
+
+def spread_to_messages(func: Any, rows: Tensor, sizes: Sequence[Any]) -> Mailbox:
+    """`rows.repeat(1, D, ...)` or `rows.expand(-1, D, ...)` of a node tensor [N, 1, *F], D a mailbox size."""
+    kept = 1 if func.__name__ == "repeat" else -1
+    if rows.dim() != len(sizes) or not isinstance(sizes[1], MailboxSize) or not _is_one(rows.shape[1]):
+        raise unsupported(f"{func.__name__}() to the size of a mailbox here", "use x.unsqueeze(1).expand_as(m)")
+    space = sizes[1].space
+    return Mailbox(func(gather(rows.squeeze(1), space.dst), kept, *sizes[2:]), space)
 
 
 def _is_one(size: Any) -> bool:

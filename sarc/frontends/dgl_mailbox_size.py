@@ -119,9 +119,13 @@ class MailboxSize(Arithmetic):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """`h * D`: torch hands the call over because D is no tensor."""
+        """Case 1: `x.repeat(1, D, 1)`, `x.expand(-1, D, -1)` of a node tensor [N, 1, *F]. Case 2: `h * D`."""
         if not all(issubclass(t, (Tensor, cls)) for t in types):
             return NotImplemented  # a Mailbox among the arguments knows how
+        if func.__name__ in ("repeat", "expand"):  # Case 1
+            from sarc.frontends.dgl_mailbox import spread_to_messages  # each of the two classes makes the other
+
+            return spread_to_messages(func, args[0], args[1] if isinstance(args[1], (tuple, list)) else args[1:])
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
         if func.__name__.strip("_") not in TENSOR_ARITHMETIC or kwargs or len(tensors) != 1:
             raise unsupported(f"torch.{func.__name__} of the mailbox size", "h * D, h / D and numpy.log(D) work")

@@ -16,9 +16,8 @@ BINARY_OPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sub": torch.sub,
     "mul": torch.mul,
     "div": torch.div,
-    "dot": lambda lhs, rhs: (lhs * rhs).sum(-1, keepdim=lhs.dim() > 1),  # a dot of [E] columns stays [E]
+    "dot": lambda lhs, rhs: (lhs * rhs).sum(-1, keepdim=True) if lhs.dim() > 1 else lhs * rhs,
 }
-FOLDS = ("sum", "mean", "max", "min")
 
 
 def gather(column: Tensor, index: Tensor) -> Tensor:
@@ -26,12 +25,13 @@ def gather(column: Tensor, index: Tensor) -> Tensor:
     return column.index_select(0, index)
 
 
-def fold(op: str, values: Tensor, index: Tensor, num_rows: int | SymInt) -> Tensor:
-    """Folds edge values [E, *F] by sum, mean, max or min over the edges of each node: [N, *F], 0 where there is none.
+def fold(op: str, values: Tensor, index: Tensor, num_rows: int | SymInt, empty: float = 0) -> Tensor:
+    """Folds edge values [E, *F] by sum, mean, max or min over the edges of each node: [N, *F].
 
-    The gradient of max and min is shared evenly among ties, where DGL gives it to one of them.
+    Nodes without edges get 0, or in a max or min `empty`. The gradient of max and min is shared evenly among ties,
+    where DGL gives it to one of them.
     """
-    rows = values.new_zeros((num_rows, *values.shape[1:]))
+    rows = values.new_full((num_rows, *values.shape[1:]), empty)
     if op in ("max", "min"):
         spread = broadcast_rows(index, values.dim()).expand_as(values)
         return rows.scatter_reduce(0, spread, values, "a" + op, include_self=False)

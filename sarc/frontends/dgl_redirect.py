@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -121,8 +122,10 @@ def _edge_softmax(graph: RecordingGraph, logits: Tensor, eids: Any = "__ALL__", 
 
 
 def _gspmm(graph: RecordingGraph, op: str, reduce_op: str, lhs_data: Any, rhs_data: Any) -> Tensor:
+    """Nodes without in-edges get -inf in a max and inf in a min, as from dgl.ops; update_all makes that 0 in DGL."""
     messages = _gsddmm(graph, op, lhs_data, rhs_data, "u", "e")
-    return dgl_messages.fold(reduce_op, messages, graph.dst, graph.num_nodes())
+    empty = {"max": -math.inf, "min": math.inf}.get(reduce_op, 0)
+    return dgl_messages.fold(reduce_op, messages, graph.dst, graph.num_nodes(), empty)
 
 
 def _gsddmm(
