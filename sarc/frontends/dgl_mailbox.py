@@ -12,6 +12,7 @@ Everything else is refused with the user's line.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -107,8 +108,10 @@ class Mailbox(Arithmetic):
         return self.per_edge.is_floating_point()
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or not callable(getattr(Tensor, name, None)):
-            raise AttributeError(f"a recorded mailbox has no attribute {name!r}")
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if not callable(getattr(Tensor, name, None)):
+            raise unsupported(f"attribute {name!r} of a mailbox", NEAREST)
         return partial(_call_method, self, name)
 
     @classmethod
@@ -124,7 +127,7 @@ class Mailbox(Arithmetic):
     def __getitem__(self, key: Any) -> Mailbox:
         """Case 1: `m[..., i]`. Case 2: `m[:, :, i]`."""
         keys = key if isinstance(key, tuple) else (key,)
-        if keys[0] is Ellipsis and len(keys) <= self.ndim - 1:  # Case 1
+        if keys[0] is Ellipsis and sum(k is not None for k in keys[1:]) <= self.ndim - 2:  # Case 1
             return Mailbox(self.per_edge[keys], self.space)
         if all(isinstance(k, slice) and k == slice(None) for k in keys[:2]):  # Case 2
             return Mailbox(self.per_edge[(slice(None), *keys[2:])], self.space)
@@ -228,7 +231,7 @@ def _along_axis(name: str, func: Any, mailbox: Mailbox, args: list[Any], kwargs:
     position = ALONG_AXIS[name] - 1
     dim = kwargs[key] if key in kwargs else args[position] if len(args) > position else None
     dims = [dim] if isinstance(dim, int) else list(dim or ())
-    if [d % mailbox.ndim for d in dims] == [1]:  # Case 1
+    if [_axis(d, mailbox.ndim) for d in dims] == [1]:  # Case 1
         keepdim = kwargs.get("keepdim", args[position + 1] if len(args) > position + 1 else False)
         return _fold_messages(name, mailbox, keepdim, kwargs.get("dtype"))
     axes = [_feature_axis(name, d, mailbox.ndim) for d in dims]  # Case 2
@@ -277,16 +280,25 @@ def _features(name: str, func: Any, mailbox: Mailbox, *args: Any, **kwargs: Any)
     if name in ("view", "reshape"):
         sizes = args[0] if isinstance(args[0], (tuple, list)) else args
         if len(sizes) >= 2 and isinstance(sizes[1], MailboxSize):
-            return values.reshape((values.shape[0], *sizes[2:]))
+            features = list(sizes[2:])
+            if -1 in features:  # found here: torch cannot infer it when there are no edges
+                features[features.index(-1)] = math.prod(values.shape[1:]) // -math.prod(features)
+            return values.reshape((values.shape[0], *features))
         raise unsupported(f"{name}() of a mailbox in this form", "keep both: m.view(m.shape[0], m.shape[1], ...)")
     raise _refused(name)
 
 
 def _feature_axis(name: str, dim: int, ndim: int) -> int:
     """The per-edge axis of feature axis `dim` of a mailbox with `ndim` axes."""
-    if dim % ndim < 2:
+    if _axis(dim, ndim) < 2:
         raise unsupported(f"{name}() along axis {dim} of a mailbox", INSTEAD.get(name, NEAREST))
-    return dim % ndim - 1
+    return _axis(dim, ndim) - 1
+
+
+def _axis(dim: int, ndim: int) -> int:
+    if not -ndim <= dim < ndim:
+        raise IndexError(f"expected an axis of a mailbox with {ndim} axes, got {dim}")
+    return dim % ndim
 
 
 def _refused(name: str) -> Exception:

@@ -109,13 +109,24 @@ class MailboxSize(Arithmetic):
         return broadcast_rows(per_edge, other.dim()).to(_dtype_with_a_float(other))
 
     def _calculate(self, op: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
+        """Case 1: with a tensor of one value, which acts as a number. Case 2: a node tensor. Case 3: a number."""
         other = right if left is self else left
-        if isinstance(other, Tensor):
+        if isinstance(other, Tensor) and self._acts_as_number(other):  # Case 1
+            sides = (side.per_node if side is self else side.reshape(()) for side in (left, right))
+            return MailboxSize(op(*sides), self.space)
+        if isinstance(other, Tensor):  # Case 2
             return op(*(self.rows_like(other) if side is self else side for side in (left, right)))
-        if isinstance(other, (int, float, MailboxSize)):
+        if isinstance(other, (int, float, MailboxSize)):  # Case 3
             sides = (side.per_node if isinstance(side, MailboxSize) else side for side in (left, right))
             return MailboxSize(op(*sides), self.space)
         return NotImplemented  # a Mailbox on the other side knows how
+
+    def _acts_as_number(self, tensor: Tensor) -> bool:
+        if tensor.dim() == 0:
+            return True
+        one_value = tensor.dim() == 1 and isinstance(tensor.shape[0], int) and tensor.shape[0] == 1
+        one_node = isinstance(self.space.num_nodes, int) and self.space.num_nodes == 1
+        return one_value and not one_node
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -126,10 +137,10 @@ class MailboxSize(Arithmetic):
             from sarc.frontends.dgl_mailbox import spread_to_messages  # each of the two classes makes the other
 
             return spread_to_messages(func, args[0], args[1] if isinstance(args[1], (tuple, list)) else args[1:])
-        tensors = [arg for arg in args if isinstance(arg, Tensor)]
-        if func.__name__.strip("_") not in TENSOR_ARITHMETIC or kwargs or len(tensors) != 1:
+        sizes = [arg for arg in args if isinstance(arg, cls)]
+        if func.__name__.strip("_") not in TENSOR_ARITHMETIC or kwargs or len(sizes) != 1 or len(args) != 2:
             raise unsupported(f"torch.{func.__name__} of the mailbox size", "h * D, h / D and numpy.log(D) work")
-        return func(*(arg.rows_like(tensors[0]) if isinstance(arg, cls) else arg for arg in args))
+        return sizes[0]._calculate(func, *args)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> MailboxSize:
         """`numpy.log(D)` and the like."""

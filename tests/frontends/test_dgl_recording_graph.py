@@ -6,6 +6,7 @@ import copy
 import math
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,7 +30,7 @@ from sarc.errors import GraphError, UnsupportedModelError
 from sarc.frontends.dgl import RecordingGraph, record_graph, redirect_dgl
 from sarc.frontends.dgl_degree_checks import AnswerDegreeChecks
 
-THIS_FILE = __file__
+THIS_FILE = Path(__file__).name
 F, D_EDGE = 6, 5
 # float64 sums of a few dozen terms in another order
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-12, "equal_nan": True}  # nan: EGNNConv differentiates sqrt(0) at self loops
@@ -264,11 +265,14 @@ def capture(case: Case, zero_in_degree: bool | None) -> tuple[torch.fx.GraphModu
 @each_layer
 @pytest.mark.filterwarnings("ignore")
 def test_captured_layer_runs_at_other_sizes(make: Callable[[], Case], zeros: bool) -> None:
-    case = make()
+    assert_captured_runs_at_other_sizes(make(), zeros)
+
+
+def assert_captured_runs_at_other_sizes(case: Case, zero_in_degree: bool) -> None:
     state = [value.detach().clone() for value in (*case.parameters(), *case.buffers())]
-    traced, shape_env = capture(copy.deepcopy(case), zero_in_degree=zeros)
+    traced, shape_env = capture(copy.deepcopy(case), zero_in_degree)
     assert not shape_env.guards, [str(guard.expr) for guard in shape_env.guards]
-    graph = multigraph(31, 140, zeros, seed=5)
+    graph = multigraph(31, 140, zero_in_degree, seed=5)
     columns = data_for(graph.num_nodes(), graph.num_edges())
     outputs = traced(*state, *graph.edges(), *vars(columns).values())
     for actual, reference in zip(outputs, case(graph, columns), strict=True):
@@ -383,6 +387,11 @@ REDUCERS: dict[str, Callable[[Any], Tensor]] = {
         nn.functional.softmax((n.mailbox["m"] * n.data["x"].unsqueeze(1)).sum(-1), dim=1)[:, :, None] * n.mailbox["m"]
     ).sum(1),
     "heads": lambda n: n.mailbox["m"].view(n.mailbox["m"].shape[0], n.mailbox["m"].shape[1], 2, 3).sum(1).flatten(1),
+    "view -1": lambda n: n.mailbox["m"].view(n.batch_size(), n.mailbox["m"].size(1), -1, 2).sum(1).flatten(1),
+    "ellipsis": lambda n: n.mailbox["m"][..., None, 0].mean(1),
+    "linear map": lambda n: (
+        (n.mailbox["m"] @ n.data["x"].new_ones(6, 2)).sum(1) + n.mailbox["m"].norm(dim=-1).sum(1)[:, None]
+    ),
     "cat": lambda n: torch.cat([n.mailbox["m"], n.mailbox["m"][:, :, :2] ** 2], dim=-1).sum(1),
     "repeat": lambda n: torch.cat(
         [n.data["x"].unsqueeze(1).repeat(1, n.mailbox["m"].shape[1], 2), n.mailbox["m"]], dim=2
@@ -392,6 +401,10 @@ REDUCERS: dict[str, Callable[[Any], Tensor]] = {
     "expand_as": lambda n: (n.data["x"].unsqueeze(1).expand_as(n.mailbox["m"]) * n.mailbox["m"]).sum(1),
     "size": lambda n: (
         n.mailbox["m"].sum(1) / n.mailbox["m"].size(1) + np.log(n.mailbox["m"].shape[1] + 1) * n.data["x"]
+    ),
+    "size and one value": lambda n: (
+        n.mailbox["m"].mean(1) * (n.mailbox["m"].size(1) / n.data["x"].new_full((1,), 2.5))
+        + n.data["x"] * (n.data["x"].new_tensor(3.0) - n.mailbox["m"].size(1))
     ),
     "size times mailbox": lambda n: (n.mailbox["m"] / n.mailbox["m"].size(1) ** 0.5).sum(1),
     "comparison": lambda n: torch.where(n.mailbox["m"] > 0, n.mailbox["m"], 0.1 * n.mailbox["m"]).sum(1),
@@ -412,6 +425,20 @@ def test_user_defined_reduce(reducer: Callable[[Any], Tensor]) -> None:
         return g.dstdata["h"]
 
     assert_function_same_as_dgl(function)
+
+
+def test_user_defined_reduce_functions_are_captured() -> None:
+    def function(layer: Any, g: Any, d: Any) -> tuple[Tensor, ...]:
+        outputs = []
+        for reducer in REDUCERS.values():
+            with g.local_scope():
+                g.ndata.update(x=d.x, x0=d.x0)
+                g.edata["w"] = d.weight.unsqueeze(-1)
+                g.update_all(send_all, lambda nodes, reducer=reducer: {"h": reducer(nodes)})
+                outputs.append(g.ndata["h"])
+        return tuple(outputs)
+
+    assert_captured_runs_at_other_sizes(Case(Calls(), function), zero_in_degree=True)
 
 
 def test_user_defined_reduce_with_a_layer_inside_and_apply_function() -> None:
@@ -612,6 +639,7 @@ REFUSALS: dict[str, tuple[Callable[[RecordingGraph], Any], str]] = {
     ),
     "log of size": (reduce_with(lambda n: math.log(n.mailbox["m"].size(1))), r"numpy.log"),
     "repeat": (reduce_with(lambda n: n.data["x"].repeat(n.mailbox["m"].size(1), 1)), "repeat.*expand_as"),
+    "property": (reduce_with(lambda n: n.mailbox["m"].mT), "attribute 'mT' of a mailbox"),
     "iteration": (reduce_with(lambda n: sum(n.mailbox["m"])), "iteration"),
 }
 
@@ -620,7 +648,7 @@ REFUSALS: dict[str, tuple[Callable[[RecordingGraph], Any], str]] = {
 def test_refusal_names_the_construct_the_line_and_the_way_out(function: Callable[[Any], Any], message: str) -> None:
     with redirect_dgl(), pytest.raises(UnsupportedModelError, match=message) as refusal:
         function(record_graph(multigraph()))
-    assert f"({THIS_FILE}:" in str(refusal.value)
+    assert f"{THIS_FILE}:" in str(refusal.value)
 
 
 def test_closed_over_dgl_graph_is_refused_in_a_capture() -> None:
