@@ -1,0 +1,171 @@
+"""The compiler: `compile()` and the list of its passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.fx as fx
+from torch import Tensor, nn
+
+from sarc.errors import PartitionError
+from sarc.frontends.capture import Argument, Captured, capture
+from sarc.ir.program import Input, Program
+from sarc.ir.schedule import Schedule
+from sarc.ir.space import Rows, Space, Spaces, ValueType
+from sarc.ir.verify import verify
+from sarc.partition.columns import ColumnMap
+from sarc.partition.layout import Partitions
+from sarc.passes.forward.bind import bind
+from sarc.passes.forward.canonicalise import Canonicalise
+from sarc.passes.forward.raise_graph_ops import RaiseGraphOps
+from sarc.passes.joint.differentiate import differentiate
+from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
+from sarc.passes.joint.split import split
+from sarc.passes.partitioned.build_schedule import build_schedule, column_targets
+from sarc.passes.partitioned.partition_program import PartitionProgram
+from sarc.runtime.module import CompiledModule
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Every program of one captured variant of a model.
+
+    Attributes:
+        captured: structure of the user's result and what the capture asked for.
+        programs: by stage: "raised", "structure", "step", then "joint", "forward" and "backward" when gradients are
+            asked for; "forward" alone otherwise.
+    """
+
+    captured: Captured
+    programs: Mapping[str, Program] = field(default_factory=dict)
+    captured_answers: list[object] = field(default_factory=list)
+
+    def __getitem__(self, stage: str) -> Program:
+        return self.programs[stage]
+
+
+class Pipeline:
+    """The passes, in order. Each line is a pass or a stage in a file of its own."""
+
+    def front(
+        self, module: nn.Module, arguments: Sequence[Argument], call: Callable, answers: Sequence[object]
+    ) -> Stages:
+        """Capture to binding times: what does not depend on which gradients are asked for."""
+        captured = capture(module, arguments, call, graph_spaces(), answers)
+        canonicalise = Canonicalise(captured.spaces, captured.symbols)
+        canonical = canonicalise.run(captured.graph, input_names(captured.inputs))
+        inputs = captured.inputs
+        types = placeholder_types(canonical, captured, arguments)
+        if canonicalise.rng is not None:
+            inputs = (*inputs, Input("rng", "rng"))
+            types.append(ValueType((2,), torch.int64))
+        graph = RaiseGraphOps(captured.spaces, types).run(canonical)
+        raised = verify(Program(graph, captured.spaces, inputs, captured.outputs, "raised", captured.constants))
+        structure, step = bind(raised)
+        return Stages(captured, {"raised": raised, "structure": verify(structure), "step": verify(step)})
+
+    def back(self, stages: Stages, wrt: frozenset[Input]) -> Stages:
+        """Differentiation to edge programs."""
+        step = stages["step"]
+        fuse = FuseEdgePrograms().run
+        if not wrt:
+            return Stages(stages.captured, {**stages.programs, "forward": verify(fuse(step.at("forward")))})
+        joint = verify(differentiate(step, wrt))
+        forward, backward = split(joint)
+        added = {"joint": joint, "forward": verify(fuse(forward)), "backward": verify(fuse(backward))}
+        return Stages(stages.captured, {**stages.programs, **added})
+
+    def partition(self, program: Program, remote: frozenset[str]) -> Program:
+        """The program of one part, for columns known to reach other parts."""
+        return verify(PartitionProgram(remote).run(program))
+
+    def columns(self, program: Program) -> list[tuple[fx.Node, str | None]]:
+        """The columns of a program and the spaces whose rows they name."""
+        return column_targets(program)
+
+    def schedule(
+        self,
+        program: Program,
+        rank: int,
+        num_parts: int,
+        columns: Mapping[tuple[str, str | None], ColumnMap],
+        prefetch: int,
+    ) -> Schedule:
+        return build_schedule(program, rank, num_parts, columns, prefetch)
+
+
+def graph_spaces() -> Spaces:
+    """The spaces every program starts from: nodes N and edges E of the one relation."""
+    spaces = Spaces()
+    spaces.add(Space("N", "nodes"))
+    spaces.add(Space("E", "edges", on_edges=True))
+    return spaces
+
+
+def input_names(inputs: Sequence[Input]) -> list[str]:
+    """Readable, valid and distinct names for placeholders."""
+    names: list[str] = []
+    for entry in inputs:
+        stem = "".join(c if c.isalnum() else "_" for c in entry.name).strip("_") or "value"
+        stem = f"rows_{stem}" if entry.kind == "rows" else stem if not stem[0].isdigit() else f"p_{stem}"
+        name, k = stem, 1
+        while name in names:
+            k += 1
+            name = f"{stem}_{k}"
+        names.append(name)
+    return names
+
+
+def placeholder_types(graph: fx.Graph, captured: Captured, arguments: Sequence[Argument]) -> list[ValueType]:
+    given = {a.path: a.type for a in arguments}
+    types = []
+    for node, entry in zip((n for n in graph.nodes if n.op == "placeholder"), captured.inputs, strict=False):
+        if entry.kind == "arg":
+            types.append(given[entry.name])
+        elif entry.kind == "rows":
+            types.append(ValueType((Rows(entry.name),), torch.uint8))
+        else:
+            value = node.meta["val"]
+            types.append(ValueType(tuple(int(n) for n in value.shape), value.dtype))
+    return types
+
+
+def compile(
+    model: nn.Module,
+    partitions: Partitions | int | Tensor,
+    *,
+    spaces: Mapping[str, str | None] | None = None,
+    prefetch: int = 1,
+    seed: int | None = None,
+) -> CompiledModule:
+    """Compile `model` to run full-batch, and exactly, over the partitions of a graph.
+
+    Args:
+        model: an ordinary single-graph module: PyG, DGL or plain torch. It is not altered; the compiled module shares
+            its parameters and buffers.
+        partitions: from `sarc.partition` or a shard; or a number of parts or an assignment int64 [N], with which the
+            graph of the first call is cut.
+        spaces: for arguments whose rows cannot be told from their shapes: name -> "N", "E" or None (replicated).
+        prefetch: chunks of rows posted ahead of the one in use; at most 2 (1 + prefetch) are alive on a part.
+        seed: of dropout and other random operators; None takes torch's initial seed. All ranks use rank 0's.
+
+    Returns:
+        A module called like `model`: with whole-graph tensors in one process; under torchrun with the rows a rank owns
+        (`shard.x`, `shard.graph`), returning its owned rows.
+
+    Raises:
+        UnsupportedModelError: at the first call, when the model cannot be captured or partitioned.
+        PartitionError, GraphError: partitions that do not fit the world or the call.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(partitions, bool) or not isinstance(partitions, (Partitions, int, Tensor)):
+        raise PartitionError(
+            f"expected partitions (sarc.partition(...), shard.partitions), a number of parts or an assignment tensor "
+            f"int64 [N], got {type(partitions).__name__}"
+        )
+    if prefetch < 0:
+        raise ValueError(f"prefetch: expected 0 or more chunks, got {prefetch}")
+    return CompiledModule(model, partitions, Pipeline(), spaces=dict(spaces or {}), prefetch=prefetch, seed=seed)

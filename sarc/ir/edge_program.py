@@ -1,0 +1,240 @@
+"""EdgeProgram: an expression over the rows of one edge space, ending in folds.
+
+It reads rows of node tensors through columns (gathers), its own rows of edge tensors, and whole replicated tensors; it
+ends in reduces to nodes, contractions of the edges to a replicated value, and stores of edge rows. Each of these is a
+monoid, so the edges may be visited block by block in any order: that is what a sequential exchange relies on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.fx as fx
+from torch import Tensor
+
+from sarc.ir.dialect import UNIFORM, fold_rows, start_value
+from sarc.ir.draws import keyed_uniform
+from sarc.ir.ops import definition, resolve_sizes
+from sarc.ir.space import Rows, ValueType
+
+
+@dataclass(frozen=True)
+class Operand:
+    """What a body placeholder stands for.
+
+    Attributes:
+        value: index into the call's values.
+        column: index into the call's columns for a gathered operand, or None.
+        axis: axis of the gathered rows, or of the edge rows; None for a replicated operand.
+        type: type of the row block that the body sees.
+    """
+
+    value: int
+    column: int | None
+    axis: int | None
+    type: ValueType
+
+
+@dataclass(frozen=True)
+class Result:
+    """What becomes of one output of the body.
+
+    Attributes:
+        kind: "reduce" (fold to the rows that `column` names), "contract" (the body's value is a share of a replicated
+            value) or "store" (edge rows).
+        fold: "sum" | "amax" | "amin" for a reduce; "sum" | "max" | "min" for a contract; "" for a store.
+        column: index into the call's columns for a reduce, else None.
+        axis: axis of the folded rows (reduce) or of the edge rows (store).
+        type: type of the whole result.
+    """
+
+    kind: str
+    fold: str
+    column: int | None
+    axis: int | None
+    type: ValueType
+
+
+@dataclass(frozen=True)
+class EdgeProgram:
+    """One traversal of an edge space.
+
+    Attributes:
+        name: "edges0", ...; unique in its program.
+        space: the edge space traversed.
+        operands: one for each placeholder of `body`.
+        results: one for each value that `body` returns.
+        body: torch.fx graph over the rows of a block.
+        loc: source line of the first fold.
+        remote: index of the column through which rows of other parts are fetched and returned; None when every row is
+            owned.
+    """
+
+    name: str
+    space: str
+    operands: tuple[Operand, ...]
+    results: tuple[Result, ...]
+    body: fx.Graph
+    loc: str = ""
+    remote: int | None = None
+
+    def __str__(self) -> str:
+        return f"@{self.name}"
+
+    __repr__ = __str__
+
+    def columns_used(self, kind: str) -> set[int]:
+        """Indices of the columns that operands ("gather") or results ("reduce") go through."""
+        entries: Sequence[Operand | Result] = self.operands if kind == "gather" else self.results
+        return {e.column for e in entries if e.column is not None}
+
+    def run_block(
+        self,
+        operands: Sequence[Tensor],
+        local: Mapping[str, int],
+        total: Mapping[str, int],
+        keys: Mapping[str, Tensor] | None = None,
+    ) -> list[Tensor]:
+        """The body on one block of rows.
+
+        Args:
+            operands: the block's rows of each operand.
+            local: local size of every space; that of the edge space is the block's length.
+            total: size of every space in the whole graph.
+            keys: row keys of the block under the edge space's name, for random draws.
+        """
+        env = dict(zip((n for n in self.body.nodes if n.op == "placeholder"), operands, strict=True))
+        for node in self.body.nodes:
+            if node.op != "call_function":
+                continue
+            args, kwargs = resolve_sizes(
+                node, fx.map_arg(node.args, env.__getitem__), fx.map_arg(node.kwargs, env.__getitem__), local, total
+            )
+            if node.target is UNIFORM and keys is not None:
+                env[node] = keyed_uniform(node, args, dict(keys))
+            else:
+                env[node] = node.target(*args, **kwargs)
+        returned = next(n for n in reversed(self.body.nodes) if n.op == "output").args[0]
+        return [env[n] for n in returned]
+
+
+def edge_call(program: EdgeProgram, values: Sequence[Tensor], columns: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Plain-torch meaning of an edge program on the whole graph: one block holds every edge."""
+    raise TypeError("edge_call is run by run_whole: its meaning needs the sizes of all spaces")
+
+
+def run_whole(
+    program: EdgeProgram,
+    values: Sequence[Tensor],
+    columns: Sequence[Tensor],
+    sizes: Mapping[str, int],
+    keys: Mapping[str, Tensor] | None = None,
+) -> tuple[Tensor, ...]:
+    """The edge program on whole-graph tensors."""
+    rows = [
+        values[o.value] if o.column is None else values[o.value].index_select(o.axis, columns[o.column])
+        for o in program.operands
+    ]
+    folded = []
+    for result, value in zip(program.results, program.run_block(rows, sizes, sizes, keys), strict=True):
+        if result.kind == "reduce":
+            into = new_accumulator(result, sizes, value.device)
+            fold_rows(into, result.axis, columns[result.column], value, result.fold)
+            value = into
+        folded.append(value)
+    return tuple(folded)
+
+
+def new_accumulator(result: Result, sizes: Mapping[str, int], device: torch.device) -> Tensor:
+    """A tensor of a result's type holding the fold's neutral element."""
+    lengths = [sizes[d.space] * d.before * d.after if isinstance(d, Rows) else d for d in result.type.dims]
+    fold = {"max": "amax", "min": "amin"}.get(result.fold, result.fold or "sum")
+    return torch.full(lengths, start_value(fold, result.type.dtype), dtype=result.type.dtype, device=device)
+
+
+def contract_kind(node: fx.Node) -> str:
+    """The all-reduce that completes a contraction: "sum", "max" or "min"."""
+    if len(node.args) > 4 and isinstance(node.args[4], str):
+        return {"sum": "sum", "amax": "max", "amin": "min"}[node.args[4]]
+    found = definition(node.target)
+    return found.contracts if found else ""
+
+
+def combine_(into: Tensor, share: Tensor, fold: str) -> None:
+    """Combine a share of a contraction into `into`, in place."""
+    if fold == "sum":
+        into.add_(share)
+    elif fold == "max":
+        torch.maximum(into, share, out=into) if into.dtype != torch.bool else into.logical_or_(share)
+    else:
+        torch.minimum(into, share, out=into) if into.dtype != torch.bool else into.logical_and_(share)
+
+
+def select_block(value: Tensor, axis: int, dim: Rows, rows: Tensor) -> Tensor:
+    """Rows `rows` int64 [K] of the (possibly flattened) dimension `dim` at `axis`."""
+    if dim.plain:
+        return value.index_select(axis, rows)
+    shape = list(value.shape)
+    length = shape[axis] // (dim.before * dim.after)
+    opened = value.reshape([*shape[:axis], dim.before, length, dim.after, *shape[axis + 1 :]])
+    picked = opened.index_select(axis + 1, rows)
+    return picked.reshape([*shape[:axis], dim.before * rows.numel() * dim.after, *shape[axis + 1 :]])
+
+
+@dataclass(frozen=True)
+class ChunkLayout:
+    """How the rows of several tensors share one message: one segment a tensor, widest elements first (so aligned).
+
+    Attributes:
+        entries: for each segment (key, axis of the rows, dtype, shape of one row).
+    """
+
+    entries: tuple[tuple[int, int, torch.dtype, tuple[int, ...]], ...]
+
+    @property
+    def row_bytes(self) -> int:
+        return sum(dtype.itemsize * math.prod(shape) for _, _, dtype, shape in self.entries)
+
+    def segments(self, buffer: Tensor, rows: int) -> dict[int, Tensor]:
+        """Views [rows, *row shape] of a message uint8 [rows * row_bytes], by key."""
+        found, start = {}, 0
+        for key, _, dtype, shape in self.entries:
+            length = rows * dtype.itemsize * math.prod(shape)
+            found[key] = buffer[start : start + length].view(dtype).view(rows, *shape)
+            start += length
+        return found
+
+    def table(self, buffer: Tensor, rows: int) -> dict[int, Tensor]:
+        """The segments with their rows on the axis of the tensor they come from."""
+        axes = {key: axis for key, axis, _, _ in self.entries}
+        return {key: s.movedim(0, axes[key]) for key, s in self.segments(buffer, rows).items()}
+
+
+def fetch_layout(program: EdgeProgram, values: Sequence[ValueType]) -> ChunkLayout:
+    """Message layout of the rows that `program` reads through its remote column; keys are indices of values."""
+    picked = {}
+    for operand in program.operands:
+        if operand.column is not None and operand.column == program.remote:
+            picked[operand.value] = (operand.value, operand.axis, values[operand.value])
+    return _layout(list(picked.values()))
+
+
+def return_layout(program: EdgeProgram) -> ChunkLayout:
+    """Message layout of the partial folds to the remote column's rows; keys are indices of results."""
+    picked = [
+        (k, r.axis, r.type)
+        for k, r in enumerate(program.results)
+        if r.kind == "reduce" and r.column == program.remote and program.remote is not None
+    ]
+    return _layout(picked)
+
+
+def _layout(picked: list[tuple[int, int, ValueType]]) -> ChunkLayout:
+    entries = []
+    for key, axis, type_ in sorted(picked, key=lambda entry: (-entry[2].dtype.itemsize, entry[0])):
+        row = tuple(d for place, d in enumerate(type_.dims) if place != axis)
+        entries.append((key, axis, type_.dtype, row))
+    return ChunkLayout(tuple(entries))

@@ -1,0 +1,73 @@
+"""Philox4x32-10, the counter-based generator of Salmon et al. (SC 2011, section 4.3), on torch integer tensors.
+
+A draw is a pure function of its key, so a mask never needs to be stored, is the same for every number of parts, and is
+recomputed exactly in the backward pass.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIER_0, _MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
+_WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
+_ROUNDS = 10
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Four 32-bit words for each counter.
+
+    Args:
+        counter: four int64 tensors of one broadcastable shape, each holding values in [0, 2^32).
+        key: two integers in [0, 2^32).
+
+    Returns:
+        four int64 tensors with values in [0, 2^32).
+    """
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        # The int64 product wraps modulo 2^64; an arithmetic shift and a mask still give the unsigned high word.
+        p0, p1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _MASK).bitwise_xor_(c1).bitwise_xor_(k0),
+            p1 & _MASK,
+            ((p0 >> 32) & _MASK).bitwise_xor_(c3).bitwise_xor_(k1),
+            p0 & _MASK,
+        )
+        k0, k1 = (k0 + _WEYL_0) & _MASK, (k1 + _WEYL_1) & _MASK
+    return c0, c1, c2, c3
+
+
+def uniform(rng: Tensor, shape: tuple[int, ...], row_axis: int | None, row_keys: Tensor, op: int) -> Tensor:
+    """Uniform float32 draws in [0, 1) with 24 random bits each.
+
+    Args:
+        rng: int64 [2], seed and step.
+        shape: of the result.
+        row_axis: the axis whose entries are rows; None for a value that every part holds whole.
+        row_keys: int64 [shape[row_axis]], key of each row (ignored when `row_axis` is None).
+        op: number of the random operator in the program, below 2^16.
+
+    Returns:
+        float32 of `shape`; entry depends on (seed, step, op, its row's key, its place among the row's features) only.
+    """
+    seed, step = (int(v) for v in rng.tolist())
+    rows = 1 if row_axis is None else shape[row_axis]
+    features = 1
+    for axis, length in enumerate(shape):
+        if axis != row_axis:
+            features *= length
+    keys = torch.zeros(1, dtype=torch.int64) if row_axis is None else row_keys
+    blocks = torch.arange((features + 3) // 4, device=keys.device)
+    keys = keys.view(-1, 1)
+    high_and_op = ((keys >> 32) & 0xFFFF) << 16 | (op & 0xFFFF)
+    counter = (blocks.view(1, -1), keys & _MASK, high_and_op, torch.full_like(keys, step & _MASK))
+    words = philox(counter, (seed & _MASK, (seed >> 32) & _MASK))
+    draws = torch.stack(words, dim=-1).reshape(rows, 4 * blocks.numel())[:, :features]
+    draws = (draws >> 8).to(torch.float32).mul_(1.0 / (1 << 24))
+    if row_axis is None:
+        return draws.reshape(shape)
+    rest = [length for axis, length in enumerate(shape) if axis != row_axis]
+    return draws.reshape([rows, *rest]).movedim(0, row_axis).contiguous()

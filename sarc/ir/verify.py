@@ -1,0 +1,96 @@
+"""Verifier: what must hold of a program after every pass."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+import torch.fx as fx
+
+from sarc.errors import SarcError, VerifyError
+from sarc.ir.collective import all_reduce, tuple_of
+from sarc.ir.edge_program import edge_call
+from sarc.ir.ops import infer
+from sarc.ir.print import format_node
+from sarc.ir.program import Program
+from sarc.ir.space import ValueType
+
+
+def verify(program: Program) -> Program:
+    """`program`, after checking it.
+
+    Checked: the graph is well formed; the signature matches placeholders and outputs; every value has a type; every
+    type is what the op table infers from its operands; no value holds one space on two axes.
+
+    Raises:
+        VerifyError: with the program's text around the fault.
+    """
+    program.graph.lint()
+    if len(program.placeholders) != len(program.inputs):
+        raise VerifyError(f"{program.stage}: {len(program.placeholders)} placeholders, {len(program.inputs)} inputs")
+    if len(program.returned) != len(program.outputs):
+        raise VerifyError(f"{program.stage}: {len(program.returned)} results, {len(program.outputs)} outputs")
+    for node in program.graph.nodes:
+        if node.op == "output":
+            continue
+        if node.op not in ("placeholder", "call_function"):
+            raise _fault(program, node, f"unexpected {node.op}")
+        if "type" not in node.meta:
+            raise _fault(program, node, "has no type")
+        if node.op == "call_function":
+            _check_call(program, node)
+        for type_ in node.meta["type"] if isinstance(node.meta["type"], tuple) else (node.meta["type"],):
+            if len(set(type_.spaces)) != len(type_.spaces):
+                raise _fault(program, node, f"has one space on two axes: {type_}")
+    return program
+
+
+def _check_call(program: Program, node: fx.Node) -> None:
+    if node.target is edge_call:
+        expected: object = tuple(r.type for r in node.args[0].results)
+        _check_edge_program(program, node)
+    elif node.target is all_reduce:
+        expected = node.args[0].meta["type"]
+    elif node.target is tuple_of:
+        expected = tuple(v.meta["type"] for v in node.args[0])
+    elif node.target is operator.getitem:
+        expected = node.args[0].meta["type"][node.args[1]]
+    else:
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+            raise _fault(program, node, "alters its operand in place")
+        try:
+            expected = infer(node, program.spaces.copy())
+        except SarcError as error:
+            raise _fault(program, node, f"is illegal: {error}") from error
+    if expected != node.meta["type"]:
+        raise _fault(program, node, f"has type {_show(node.meta['type'])}, the op table infers {_show(expected)}")
+
+
+def _check_edge_program(program: Program, node: fx.Node) -> None:
+    edges, values, columns = node.args
+    edges.body.lint()
+    inner = [n for n in edges.body.nodes if n.op == "placeholder"]
+    if len(inner) != len(edges.operands):
+        raise _fault(program, node, f"{edges} has {len(inner)} placeholders for {len(edges.operands)} operands")
+    for operand in edges.operands:
+        if operand.value >= len(values) or (operand.column is not None and operand.column >= len(columns)):
+            raise _fault(program, node, f"{edges} reads an operand it is not given")
+    for call in edges.body.nodes:
+        if call.op == "call_function" and call.target is not operator.getitem:
+            expected = infer(call, program.spaces.copy())
+            if expected != call.meta["type"]:
+                raise _fault(program, node, f"{edges}: %{call.name} has type {_show(call.meta['type'])}, expected {_show(expected)}")
+
+
+def _show(types) -> str:
+    return str(types) if isinstance(types, ValueType) else ", ".join(map(str, types))
+
+
+def _fault(program: Program, node: fx.Node, what: str) -> VerifyError:
+    """An error with ten lines of the program around `node`."""
+    nodes = list(program.graph.nodes)
+    at = nodes.index(node)
+    lines = [
+        ("-> " if n is node else "   ") + format_node(n) for n in nodes[max(0, at - 5) : at + 5] if n.op != "output"
+    ]
+    return VerifyError(f"stage {program.stage}: %{node.name} {what}\n" + "\n".join(lines))

@@ -1,0 +1,53 @@
+"""ColumnMap: where the rows named by one structural column are, and in which chunks they travel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Block:
+    """Entries of a column whose targets one peer owns, one chunk of them at a time.
+
+    Attributes:
+        peer: owner of the targets.
+        chunk: number of the chunk among the rows needed from `peer` (0 for the part's own rows).
+        rows: int64 [K], positions in the column.
+        index: int64 [K], position of each target among the chunk's rows, or among the owned rows for the own block.
+    """
+
+    peer: int
+    chunk: int
+    rows: Tensor
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class ColumnMap:
+    """How part p reads and folds through one column.
+
+    Attributes:
+        remote: whether any part names rows of another part through this column (agreed by all parts).
+        index: int64 [S_p], owned position of every entry when `remote` is False, else None.
+        blocks: the column's entries by owner and chunk when `remote` is True.
+        needs: needs[q] = number of rows of each chunk received from q.
+        serves: serves[q] = int64 owned positions of each chunk sent to q.
+    """
+
+    remote: bool
+    index: Tensor | None
+    blocks: tuple[Block, ...] = ()
+    needs: tuple[tuple[int, ...], ...] = ()
+    serves: tuple[tuple[Tensor, ...], ...] = ()
+
+    @property
+    def halo_rows(self) -> int:
+        """Rows of other parts that this part reads through the column."""
+        return sum(map(sum, self.needs))
+
+
+def chunk_rows(own_rows: int, peer_rows: int) -> int:
+    """Largest number of rows of one chunk: a quarter of the smaller of the two parts, at least one."""
+    return max(1, min(own_rows, peer_rows) // 4)

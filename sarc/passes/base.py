@@ -1,0 +1,82 @@
+"""What every pass shares: building typed graphs, common subexpressions, dead code."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+
+import torch
+import torch.fx as fx
+
+from sarc.ir.dialect import UNIFORM
+from sarc.ir.ops import infer
+from sarc.ir.space import Spaces
+
+aten = torch.ops.aten
+
+RANDOM = {
+    aten.bernoulli.p, aten.bernoulli.default, aten.rand.default, aten.rand_like.default, aten.randn.default,
+    aten.randn_like.default, aten.uniform.default, aten.normal_functional.default, aten.exponential.default,
+    aten.native_dropout.default, aten.randint.default, aten.randint.low, aten.randint_like.default, aten.randperm.default,
+    aten.multinomial.default, aten.rrelu_with_noise_functional.default, aten.geometric.default, aten.log_normal.default,
+    aten.normal.float_float, aten.normal.Tensor_Tensor, aten.poisson.default,
+}  # fmt: skip
+
+
+class Builder:
+    """Emits typed calls into a graph, inheriting the source location of the node being rewritten."""
+
+    def __init__(self, graph: fx.Graph, spaces: Spaces):
+        self.graph, self.spaces = graph, spaces
+        self.loc = ""
+
+    def call(self, target: Callable, *args, **kwargs) -> fx.Node:
+        """Append `target(*args, **kwargs)`; its type is inferred from the op table."""
+        node = self.graph.call_function(target, args, kwargs)
+        node.meta["loc"] = self.loc
+        node.meta["type"] = infer(node, self.spaces)
+        return node
+
+
+def infer_types(graph: fx.Graph, spaces: Spaces) -> None:
+    """Type every call of `graph`, whose placeholders are typed."""
+    for node in graph.nodes:
+        if node.op == "call_function":
+            node.meta["type"] = infer(node, spaces)
+
+
+def merge_common(graph: fx.Graph, on_merge: Callable[[fx.Node, fx.Node], None] | None = None) -> bool:
+    """Common subexpression elimination: a call equal to an earlier one is replaced by it. Random calls never merge."""
+    seen: dict[object, fx.Node] = {}
+    changed = False
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target in RANDOM:
+            continue
+        key = (node.target, _key(node.args), _key(node.kwargs))
+        earlier = seen.setdefault(key, node)
+        if earlier is not node:
+            if on_merge is not None:
+                on_merge(earlier, node)
+            node.replace_all_uses_with(earlier)
+            graph.erase_node(node)
+            changed = True
+    return changed
+
+
+def _key(tree):
+    if isinstance(tree, (list, tuple)):
+        return ("seq", *(_key(leaf) for leaf in tree))
+    if isinstance(tree, dict):
+        return ("map", *((k, _key(tree[k])) for k in sorted(tree)))
+    if isinstance(tree, slice):
+        return ("slice", _key(tree.start), _key(tree.stop), _key(tree.step))
+    # 1, 1.0 and True are equal in Python but not as operands.
+    return (type(tree).__name__, tree)
+
+
+def is_random(node: fx.Node) -> bool:
+    return node.target is UNIFORM
+
+
+def is_getitem(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target is operator.getitem

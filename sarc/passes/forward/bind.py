@@ -1,0 +1,114 @@
+"""bind: split a raised program by binding time into the structure program and the step program.
+
+What depends on integer and boolean inputs alone (degrees, normalisations, self loops, row selections) is the structure
+program: run once a graph, itself partitioned. Everything else is the step program, whose inputs include the bound
+values.
+"""
+
+from __future__ import annotations
+
+import torch.fx as fx
+
+from sarc.errors import UnsupportedModelError
+from sarc.ir.dialect import GATHER, REDUCE, ROW_IDS, SELECT_ROWS
+from sarc.ir.ops import location, op_name
+from sarc.ir.program import Input, Output, Program, output_node, remove_dead, select_inputs
+from sarc.ir.space import ValueType
+
+CONSTANT, STRUCTURE, STEP = range(3)
+
+
+def bind(program: Program) -> tuple[Program, Program]:
+    """The structure program and the step program of a raised program.
+
+    Raises:
+        UnsupportedModelError: an index or a row selection depends on features or parameters.
+    """
+    times = binding_times(program)
+    _check_columns(program, times)
+    structure, step = fx.Graph(), fx.Graph()
+    s_env: dict[fx.Node, fx.Node] = {}
+    env: dict[fx.Node, fx.Node] = {}
+    s_inputs, inputs = [], []
+    for node, entry in zip(program.placeholders, program.inputs, strict=True):
+        s_env[node] = _copy(structure, node, {})
+        env[node] = _copy(step, node, {})
+        s_inputs.append(entry)
+        inputs.append(entry)
+    for node in program.graph.nodes:
+        if node.op == "call_function" and times[node] <= STRUCTURE:
+            s_env[node] = _copy(structure, node, s_env)
+    wanted = _boundary(program, times)
+    for node in wanted:
+        made = step.placeholder(f"bound_{node.name}")
+        made.meta = {"type": node.meta["type"], "loc": node.meta.get("loc", ""), "aligned": node.target is SELECT_ROWS}
+        env[node] = made
+        inputs.append(Input("bound", node.name))
+    for node in program.graph.nodes:
+        if node.op == "call_function" and node not in env and times[node] != STRUCTURE:
+            env[node] = _copy(step, node, env)
+    step.output([env[n] for n in program.returned])
+    structure.output([s_env[n] for n in wanted])
+    outputs = tuple(Output("bound", n.name) for n in wanted)
+    bound = _trim(Program(structure, program.spaces.copy(), tuple(s_inputs), outputs, "structure", program.constants))
+    # The structure program keeps the masks of the filters it defines, even where only the filter's size is used.
+    return bound, _trim(Program(step, program.spaces.copy(), tuple(inputs), program.outputs, "step", program.constants))
+
+
+def binding_times(program: Program) -> dict[fx.Node, int]:
+    """CONSTANT, STRUCTURE or STEP for every value."""
+    times: dict[fx.Node, int] = {}
+    for node, entry in zip(program.placeholders, program.inputs, strict=True):
+        whole_numbers = not node.meta["type"].dtype.is_floating_point
+        structural = entry.kind in ("constant", "rows") or (entry.kind == "arg" and whole_numbers)
+        times[node] = STRUCTURE if structural else STEP
+    for node in program.graph.nodes:
+        if node.op != "call_function":
+            continue
+        times[node] = max((times[n] for n in node.all_input_nodes), default=CONSTANT)
+        if node.target is ROW_IDS:
+            times[node] = max(times[node], STRUCTURE)
+        if node.target in (GATHER, REDUCE):
+            # A column is bound even when it is constant: its map is made from its values.
+            times[node.args[1]] = max(times[node.args[1]], STRUCTURE)
+    return times
+
+
+def _boundary(program: Program, times: dict[fx.Node, int]) -> list[fx.Node]:
+    """Structural values that the step program (or the caller) reads, in order."""
+    returned = set(program.returned)
+    found = []
+    for node in program.graph.nodes:
+        if node.op != "call_function" or times[node] != STRUCTURE or not isinstance(node.meta["type"], ValueType):
+            continue
+        if node in returned or any(times.get(u, STRUCTURE) == STEP for u in node.users):
+            found.append(node)
+        elif node.target is SELECT_ROWS:
+            found.append(node)
+    return found
+
+
+def _check_columns(program: Program, times: dict[fx.Node, int]) -> None:
+    for node in program.graph.nodes:
+        column = node.args[0] if node.target is SELECT_ROWS else node.args[1] if node.target in (GATHER, REDUCE) else None
+        if column is not None and times[column] == STEP:
+            what = "rows are selected by" if node.target is SELECT_ROWS else "an index of rows is"
+            raise UnsupportedModelError(
+                f"{location(node)}{what} values that depend on features or parameters ({op_name(node.target)}): which "
+                f"rows meet must be known from integer or boolean inputs alone; use torch.where or weights of zero "
+                f"instead of selecting rows, or compute the selection outside the model and pass it as an input"
+            )
+
+
+def _copy(graph: fx.Graph, node: fx.Node, env: dict[fx.Node, fx.Node]) -> fx.Node:
+    made = graph.node_copy(node, env.__getitem__)
+    made.meta = dict(node.meta)
+    return made
+
+
+def _trim(program: Program) -> Program:
+    remove_dead(program.graph)
+    output_node(program.graph)
+    return select_inputs(program, [n for n in program.placeholders if n.users])
+
+

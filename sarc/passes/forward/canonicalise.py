@@ -1,0 +1,360 @@
+"""canonicalise: few forms for many, before anything looks at indices.
+
+Sizes become `Size` operands, creation operators become `full` or `row_ids`, random operators become counter-based draws,
+selections by a mask name the rows they select, copies disappear. Every derived space of the program is entered here.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+
+import sympy
+import torch
+import torch.fx as fx
+
+from sarc.errors import UnsupportedModelError
+from sarc.ir.dialect import ROW_IDS, SELECT_ROWS, UNIFORM
+from sarc.ir.ops import named_arguments
+from sarc.ir.space import Size, Space, Spaces
+from sarc.passes.base import RANDOM, merge_common
+
+aten = torch.ops.aten
+
+_FILL = {
+    aten.zeros: 0, aten.new_zeros: 0, aten.zeros_like: 0, aten.empty: 0, aten.new_empty: 0, aten.empty_like: 0,
+    aten.new_empty_strided: 0, aten.empty_strided: 0, aten.ones: 1, aten.new_ones: 1, aten.ones_like: 1,
+    aten.full: None, aten.new_full: None, aten.full_like: None,
+}  # fmt: skip
+_COPIES = {
+    aten.clone.default, aten.alias.default, aten.contiguous.default, aten.lift_fresh_copy.default, aten.lift_fresh.default,
+    aten.lift.default,
+}  # fmt: skip
+_RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
+_IGNORED_KWARGS = ("device", "pin_memory", "layout", "memory_format", "non_blocking", "requires_grad", "implicit")
+
+
+class Canonicalise:
+    """Rewrites one traced graph (fake values in `meta["val"]`) into canonical form.
+
+    Args:
+        spaces: the declared spaces; derived ones are added.
+        symbols: size symbol of the trace -> size in the symbols of `spaces`; symbols of selections are added.
+        rng: name under which the (seed, step) placeholder is made, when a random operator needs it.
+    """
+
+    name = "canonicalise"
+
+    def __init__(self, spaces: Spaces, symbols: dict[sympy.Symbol, sympy.Expr]):
+        self.spaces, self.symbols = spaces, symbols
+        self.rng: fx.Node | None = None
+        self.draws = 0
+
+    def run(self, traced: fx.Graph, names: Sequence[str] = ()) -> fx.Graph:
+        """The canonical graph; placeholders keep their order and take `names`; "rng" comes last when it is needed."""
+        self.names = list(names)
+        graph = fx.Graph()
+        graph.graph_copy(traced, env := {})
+        returned = next(n for n in traced.nodes if n.op == "output").args[0]
+        graph.output(fx.map_arg(returned, env.__getitem__))
+        for node in graph.nodes:
+            node.meta = dict(node.meta)
+        merge_common(graph, self._unify)
+        self.graph, self.env = fx.Graph(), {}
+        for node in graph.nodes:
+            self._visit(node)
+        return self.graph
+
+    # --- values
+
+    def expr(self, value) -> sympy.Expr | int | float:
+        """A size of the trace in the symbols of the spaces."""
+        if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+            return value.node.expr.subs(self.symbols)
+        return value
+
+    def size(self, value):
+        """An operand for a size: a plain number where it is one."""
+        expr = self.expr(value)
+        if isinstance(expr, sympy.Expr):
+            return Size(expr) if expr.free_symbols else (int(expr) if expr.is_Integer else float(expr))
+        return expr
+
+    def shape(self, node: fx.Node) -> list:
+        return [self.size(length) for length in node.meta["val"].shape]
+
+    def arg(self, tree):
+        return fx.map_arg(tree, self.env.__getitem__)
+
+    def emit(self, target: Callable, *args, like: fx.Node | None = None, val=None, **kwargs) -> fx.Node:
+        node = self.graph.call_function(target, args, kwargs)
+        node.meta = {"loc": self.node.meta.get("loc", ""), "val": self.node.meta.get("val") if val is None else val}
+        if like is not None:
+            node.meta["val"] = like.meta["val"]
+        return node
+
+    def _unify(self, kept: fx.Node, merged: fx.Node) -> None:
+        a, b = kept.meta.get("val"), merged.meta.get("val")
+        if isinstance(a, torch.Tensor):
+            for x, y in zip(a.shape, b.shape, strict=True):
+                if isinstance(y, torch.SymInt) and y.node.expr.is_Symbol and isinstance(x, torch.SymInt):
+                    if x.node.expr != y.node.expr:
+                        self.symbols[y.node.expr] = x.node.expr
+        if isinstance(b, torch.SymInt) and b.node.expr.is_Symbol and a.node.expr != b.node.expr:
+            self.symbols[b.node.expr] = a.node.expr
+
+    # --- rewriting
+
+    def _visit(self, node: fx.Node) -> None:
+        self.node = node
+        if node.op == "placeholder":
+            made = self.env[node] = self.graph.placeholder(self.names.pop(0) if self.names else node.name)
+            made.meta = dict(node.meta)
+            return
+        if node.op == "output":
+            self._add_rng_placeholder()
+            self.graph.output(self.arg(node.args[0]))
+            return
+        val = node.meta.get("val")
+        if isinstance(val, torch.SymInt | torch.SymFloat | torch.SymBool | int | float | bool) and not isinstance(
+            val, torch.Tensor
+        ):
+            self.env[node] = self.size(val)
+            return
+        target = node.target
+        if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
+            packet = target.overloadpacket
+            if target in RANDOM:
+                self.env[node] = self._random(node)
+                return
+            if packet in _FILL:
+                self.env[node] = self._fill(node, _FILL[packet])
+                return
+            if target in _COPIES:
+                self.env[node] = self.arg(node.args[0])
+                return
+            rewrite = self._REWRITES.get(packet)
+            if rewrite is not None:
+                made = rewrite(self, node)
+                if made is not None:
+                    self.env[node] = made
+                    return
+        if target is operator.getitem and isinstance(self.env[node.args[0]], tuple):
+            self.env[node] = self.env[node.args[0]][node.args[1]]
+            return
+        self.env[node] = self._keep(node)
+
+    def _keep(self, node: fx.Node) -> fx.Node:
+        args = list(self.arg(node.args))
+        kwargs = {k: v for k, v in self.arg(node.kwargs).items() if k not in _IGNORED_KWARGS}
+        if node.target in _RESHAPES or node.target is aten.expand.default:
+            args[1] = self.shape(node)
+        target = aten.view.default if node.target in _RESHAPES else node.target
+        return self.emit(target, *args, **kwargs)
+
+    def _to_copy(self, node: fx.Node) -> fx.Node:
+        dtype = node.kwargs.get("dtype")
+        source = self.arg(node.args[0])
+        if dtype is None or dtype == node.args[0].meta["val"].dtype:
+            return source
+        return self.emit(aten._to_copy.default, source, dtype=dtype)
+
+    def _fill(self, node: fx.Node, value) -> fx.Node:
+        if value is None:
+            given = named_arguments(node)
+            value = self.arg(given["fill_value"])
+        return self.emit(aten.full.default, self.shape(node), value, dtype=node.meta["val"].dtype)
+
+    def _arange(self, node: fx.Node) -> fx.Node:
+        given = named_arguments(node)
+        start, step = self.arg(given.get("start", 0)), self.arg(given.get("step", 1))
+        (length,) = self.shape(node)
+        dtype = node.meta["val"].dtype
+        if not isinstance(length, Size):
+            end = start + length * step
+            return self.emit(aten.arange.start_step, start, end, step, dtype=dtype)
+        ids = self.emit(ROW_IDS, length)
+        if step != 1:
+            ids = self.emit(aten.mul.Tensor, ids, step)
+        if start != 0:
+            ids = self.emit(aten.add.Tensor, ids, start)
+        return ids if dtype == torch.int64 else self.emit(aten._to_copy.default, ids, dtype=dtype)
+
+    def _scalar_tensor(self, node: fx.Node) -> fx.Node:
+        return self.emit(aten.full.default, [], self.arg(node.args[0]), dtype=node.meta["val"].dtype)
+
+    def _slice(self, node: fx.Node) -> fx.Node | None:
+        """A slice that keeps everything is its operand."""
+        source = node.args[0]
+        return self.env[source] if self.shape(node) == self.shape(source) else None
+
+    def _squeeze(self, node: fx.Node) -> fx.Node:
+        shape = node.args[0].meta["val"].shape
+        which = node.args[1] if len(node.args) > 1 else range(len(shape))
+        which = [which] if isinstance(which, int) else which
+        drop = sorted({d % len(shape) for d in which if len(shape)})
+        return self.emit(aten.squeeze.dims, self.arg(node.args[0]), [d for d in drop if shape[d] == 1])
+
+    # --- rows selected by a mask
+
+    def _column_of_mask(self, mask: fx.Node, length) -> fx.Node:
+        """The `select_rows` column of a boolean mask over rows; `length` is the selection's size in the trace."""
+        made = self.env[mask]
+        if mask.meta["val"].dim() != 1:
+            shape = "x".join(map(str, self.shape(mask)))
+            raise UnsupportedModelError(
+                f"{self.node.meta.get('loc', '')}: a boolean mask of shape {shape} selects entries; expected a mask over "
+                f"rows, of one dimension: use torch.where to mask entries"
+            )
+        for node in self.graph.nodes:
+            if node.target is SELECT_ROWS and node.args[0] is made:
+                self.symbols[length.node.expr] = sympy.Symbol(node.meta["space"])
+                return node
+        parent = self._space_of(mask.meta["val"].shape[0])
+        name = self.spaces.fresh_name()
+        self.spaces.add(Space(name, "filter", (parent,), made.name, on_edges=self.spaces[parent].on_edges))
+        self.symbols[length.node.expr] = sympy.Symbol(name)
+        column = self.emit(SELECT_ROWS, made, val=torch.empty(0, dtype=torch.int64))
+        column.meta["space"] = name
+        column.meta["val"] = mask.meta["val"].new_empty((length,), dtype=torch.int64)
+        return column
+
+    def _space_of(self, length) -> str:
+        expr = self.expr(length)
+        for name, size in self.spaces.sizes.items():
+            if size == expr:
+                return name
+        raise UnsupportedModelError(
+            f"{self.node.meta.get('loc', '')}: {expr} rows are selected from, which are the rows of no input and no "
+            f"derived set; expected a mask over nodes, edges or rows selected from them"
+        )
+
+    def _nonzero(self, node: fx.Node) -> fx.Node:
+        column = self._column_of_mask(node.args[0], node.meta["val"].shape[0])
+        return self.emit(aten.unsqueeze.default, column, 1)
+
+    def _masked_select(self, node: fx.Node) -> fx.Node:
+        column = self._column_of_mask(node.args[1], node.meta["val"].shape[0])
+        return self.emit(aten.index.Tensor, self.arg(node.args[0]), [column])
+
+    def _index(self, node: fx.Node) -> fx.Node:
+        source, indices = node.args
+        columns = []
+        for axis, index in enumerate(indices):
+            if isinstance(index, fx.Node) and index.meta["val"].dtype in (torch.bool, torch.uint8):
+                columns.append(self._column_of_mask(index, node.meta["val"].shape[axis]))
+            else:
+                columns.append(self.arg(index) if isinstance(index, fx.Node) else index)
+        return self.emit(aten.index.Tensor, self.arg(source), columns)
+
+    def _index_put(self, node: fx.Node) -> fx.Node | None:
+        source, indices, values, *rest = node.args
+        index = indices[0] if indices else None
+        if not isinstance(index, fx.Node) or index.meta["val"].dtype != torch.bool:
+            return None
+        mask, val = self.env[index], values.meta["val"]
+        lengths = [n if isinstance(n, int) else None for n in val.shape]
+        if index.meta["val"].dim() == source.meta["val"].dim() and set(lengths) <= {1}:
+            return self.emit(aten.where.self, mask, self.arg(values), self.arg(source))
+        rows = source.meta["val"].dim() - val.dim()
+        if rows >= 1 or lengths[0] == 1:
+            shape = [Size(self.expr(index.meta["val"].shape[0])), *([1] * (source.meta["val"].dim() - 1))]
+            wide = self.emit(aten.view.default, mask, shape, val=index.meta["val"])
+            return self.emit(aten.where.self, wide, self.arg(values), self.arg(source))
+        column = self._column_of_mask(index, val.shape[0])
+        return self.emit(aten.index_put.default, self.arg(source), [column], self.arg(values), *rest)
+
+    def _cat(self, node: fx.Node) -> fx.Node | None:
+        shapes = {p: p.meta["val"].shape for p in node.args[0]}
+        parts = [p for p in node.args[0] if not (len(shapes[p]) == 1 and isinstance(shapes[p][0], int) and shapes[p][0] == 0)]
+        axis = (node.args[1] if len(node.args) > 1 else 0) % parts[0].meta["val"].dim()
+        lengths = [p.meta["val"].shape[axis] for p in parts]
+        if all(isinstance(n, torch.SymInt) for n in lengths) and len(parts) > 1:
+            names = [self._space_named(n) for n in lengths]
+            if all(names):
+                self.spaces.concat(tuple(names))
+        return self.emit(aten.cat.default, [self.env[p] for p in parts], axis) if len(parts) > 1 else self.env[parts[0]]
+
+    def _space_named(self, length) -> str:
+        expr = self.expr(length)
+        return next((name for name, size in self.spaces.sizes.items() if size == expr), "")
+
+    # --- random operators
+
+    def _draw(self, shape: list) -> fx.Node:
+        if self.rng is None:
+            anchor = next(iter(self.graph.nodes))
+            with self.graph.inserting_before(anchor):
+                self.rng = self.graph.placeholder("rng")
+            self.rng.meta = {"val": None, "loc": ""}
+        self.draws += 1
+        return self.emit(UNIFORM, self.rng, shape, self.draws - 1)
+
+    def _add_rng_placeholder(self) -> None:
+        """Move the rng placeholder behind the others, where callers expect it."""
+        if self.rng is None:
+            return
+        last = [n for n in self.graph.nodes if n.op == "placeholder"][-1]
+        if last is not self.rng:
+            last.append(self.rng)
+
+    def _random(self, node: fx.Node):
+        target, shape = node.target, None
+        val = node.meta["val"]
+        dtype = (val[0] if isinstance(val, (tuple, list)) else val).dtype
+        shape = [self.size(n) for n in (val[0] if isinstance(val, (tuple, list)) else val).shape]
+        given = named_arguments(node)
+        cast = lambda x: x if dtype == torch.float32 else self.emit(aten._to_copy.default, x, dtype=dtype)  # noqa: E731
+        if target in (aten.bernoulli.p, aten.bernoulli.default):
+            p = given["p"] if target is aten.bernoulli.p else self.arg(given["self"])
+            compare = aten.lt.Scalar if not isinstance(p, fx.Node) else aten.lt.Tensor
+            return self.emit(aten._to_copy.default, self.emit(compare, self._draw(shape), p), dtype=dtype)
+        if target is aten.native_dropout.default:
+            return self._dropout(node, shape)
+        if target in (aten.rand.default, aten.rand_like.default):
+            return cast(self._draw(shape))
+        if target is aten.uniform.default:
+            low, high = given.get("from", 0.0), given.get("to", 1.0)
+            return cast(self.emit(aten.add.Tensor, self.emit(aten.mul.Tensor, self._draw(shape), high - low), low))
+        if target in (aten.randn.default, aten.randn_like.default, aten.normal_functional.default):
+            mean, std = given.get("mean", 0.0), given.get("std", 1.0)
+            return cast(self._normal(shape, mean, std))
+        if target is aten.exponential.default:
+            rate = given.get("lambd", 1.0)
+            log = self.emit(aten.log1p.default, self.emit(aten.neg.default, self._draw(shape)))
+            return cast(self.emit(aten.mul.Tensor, log, -1.0 / rate))
+        raise UnsupportedModelError(
+            f"{node.meta.get('loc', '')}: random operator {target} has no counter-based form; expected dropout, "
+            f"bernoulli, rand, randn, uniform, normal or exponential"
+        )
+
+    def _dropout(self, node: fx.Node, shape: list):
+        given = named_arguments(node)
+        x, p, train = self.arg(given["input"]), given["p"], given.get("train", True)
+        if not train:
+            return (x, self.emit(aten.full.default, shape, True, dtype=torch.bool))
+        keep = self.emit(aten.ge.Scalar, self._draw(shape), p)
+        scaled = self.emit(aten.mul.Tensor, self.emit(aten.mul.Tensor, x, keep), 0.0 if p == 1 else 1.0 / (1.0 - p))
+        return (scaled, keep)
+
+    def _normal(self, shape: list, mean: float, std: float) -> fx.Node:
+        """Box and Muller: sqrt(-2 log(1 - u1)) cos(2 pi u2)."""
+        log = self.emit(aten.log1p.default, self.emit(aten.neg.default, self._draw(shape)))
+        radius = self.emit(aten.sqrt.default, self.emit(aten.mul.Tensor, log, -2.0))
+        angle = self.emit(aten.cos.default, self.emit(aten.mul.Tensor, self._draw(shape), 2.0 * torch.pi))
+        value = self.emit(aten.mul.Tensor, radius, angle)
+        value = value if std == 1.0 else self.emit(aten.mul.Tensor, value, std)
+        return value if mean == 0.0 else self.emit(aten.add.Tensor, value, mean)
+
+    _REWRITES = {
+        aten._to_copy: _to_copy,
+        aten.arange: _arange,
+        aten.scalar_tensor: _scalar_tensor,
+        aten.squeeze: _squeeze,
+        aten.slice: _slice,
+        aten.nonzero: _nonzero,
+        aten.masked_select: _masked_select,
+        aten.index: _index,
+        aten.index_put: _index_put,
+        aten.cat: _cat,
+    }

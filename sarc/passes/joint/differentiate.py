@@ -1,0 +1,181 @@
+"""differentiate: trace the raised step program and its backward pass as one joint program.
+
+PyTorch's own autograd differentiates: the step program runs on fake tensors with one symbolic size a space, and what
+autograd records comes out in ATen and the graph dialect. A backward node takes the source line of the forward node it
+belongs to.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import replace
+
+import sympy
+import torch
+import torch.fx as fx
+import torch.fx.traceback as fx_traceback
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+from sarc.ir.decompositions import joint_decompositions
+from sarc.ir.program import Input, Output, Program, map_sizes, remove_dead, select_inputs
+from sarc.ir.space import Rows, ValueType
+from sarc.passes.base import infer_types, merge_common
+from sarc.passes.forward.canonicalise import Canonicalise
+
+aten = torch.ops.aten
+
+
+def differentiate(step: Program, wrt: frozenset[Input]) -> Program:
+    """The joint program: the step's outputs and the gradient of each input in `wrt`.
+
+    Inputs gain one tangent for each floating-point result; gradients that are structurally zero are left out.
+    """
+    fake_mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    atomic = [s.name for s in step.spaces if s.kind != "concat"]
+    sizes = {name: _symbol(fake_mode, 1009 + 1217 * k) for k, name in enumerate(atomic)}
+    symbols = {size.node.expr: sympy.Symbol(name) for name, size in sizes.items()}
+    results = [
+        (node.meta["type"], out)
+        for node, out in zip(step.returned, step.outputs, strict=True)
+        if out.kind == "result" and node.meta["type"].dtype.is_floating_point
+    ]
+    types = [n.meta["type"] for n in step.placeholders] + [t for t, _ in results]
+    present: list[Input] = []
+
+    def joint(*values):
+        primals, tangents = list(values[: len(step.inputs)]), values[len(step.inputs) : len(types)]
+        for k, entry in enumerate(step.inputs):
+            if entry in wrt:
+                primals[k] = primals[k].detach().requires_grad_()
+        with torch.enable_grad():
+            returned = _run(step, primals, sizes)
+        outs = [v for v, o in zip(returned, step.outputs, strict=True) if o in [r for _, r in results]]
+        pairs = [(o, t) for o, t in zip(outs, tangents, strict=True) if o.requires_grad]
+        asked = [(e, v) for e, v in zip(step.inputs, primals, strict=True) if e in wrt]
+        grads: list = [None] * len(asked)
+        if pairs:
+            grads = torch.autograd.grad(
+                [o for o, _ in pairs], [v for _, v in asked], [t for _, t in pairs], allow_unused=True
+            )
+        present.extend(entry for (entry, _), grad in zip(asked, grads, strict=True) if grad is not None)
+        return [*returned, *(g for g in grads if g is not None)]
+
+    with fake_mode:
+        # The trace needs a tensor that shows each size; these anchors are dropped with the other unused inputs.
+        fakes = [*(_fake(t, sizes, step) for t in types), *(torch.empty((n,), dtype=torch.uint8) for n in sizes.values())]
+    traced = make_fx(
+        dispatch_functionalize(joint, FunctionalTensorMode(_allow_token_discovery=False)),
+        decomposition_table=joint_decompositions(),
+        _allow_non_fake_inputs=True,
+    )
+    with fake_mode, enable_python_dispatcher(), fx_traceback.preserve_node_meta():
+        graph = traced(*fakes).graph
+    for node in graph.nodes:
+        node.meta["loc"] = _loc(node)
+    names = [n.name for n in step.placeholders] + [f"tangent_{out.name}" for _, out in results]
+    canonical = Canonicalise(step.spaces.copy(), symbols).run(graph, names)
+    for node in list(canonical.nodes):
+        if node.target is aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+            canonical.erase_node(node)
+    placeholders = [n for n in canonical.nodes if n.op == "placeholder"]
+    for node in placeholders[len(types) :]:
+        canonical.erase_node(node)
+    for node, type_ in zip(placeholders, types, strict=False):
+        node.meta = {"type": type_, "loc": ""}
+    for node, old in zip(placeholders, step.placeholders, strict=False):
+        node.meta = dict(old.meta)
+    infer_types(canonical, step.spaces)
+    merge_common(canonical)
+    remove_dead(canonical)
+    inputs = (*step.inputs, *(Input("tangent", out.name) for _, out in results))
+    outputs = (*step.outputs, *(Output("grad", str(entry)) for entry in present))
+    made = replace(step, graph=canonical, inputs=inputs, outputs=outputs, stage="joint")
+    return select_inputs(made, [n for n in made.placeholders if n.users])
+
+
+def _symbol(fake_mode: FakeTensorMode, hint: int) -> torch.SymInt:
+    context = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
+    return fake_mode.from_tensor(torch.empty(hint, dtype=torch.uint8), symbolic_context=context).shape[0]
+
+
+def _fake(type_: ValueType, sizes: dict[str, torch.SymInt], step: Program) -> torch.Tensor:
+    lengths = [
+        evaluate(step.spaces.sizes[d.space] * (d.before * d.after), sizes) if isinstance(d, Rows) else d
+        for d in type_.dims
+    ]
+    return torch.empty(lengths, dtype=type_.dtype)
+
+
+def evaluate(expr: sympy.Expr, sizes: dict[str, torch.SymInt]):
+    """A sympy size as an expression over symbolic integers."""
+    if expr.is_Integer:
+        return int(expr)
+    if expr.is_Number:
+        return float(expr)
+    if expr.is_Symbol:
+        return sizes[expr.name]
+    parts = [evaluate(arg, sizes) for arg in expr.args]
+    if expr.is_Add:
+        return sum(parts[1:], parts[0])
+    if expr.is_Mul:
+        numerator, denominator = expr.as_numer_denom()
+        if denominator != 1:
+            return evaluate(numerator, sizes) / evaluate(denominator, sizes)
+        out = parts[0]
+        for part in parts[1:]:
+            out = out * part
+        return out
+    if expr.is_Pow:
+        base, power = parts
+        return 1 / evaluate(expr.args[0] ** -expr.args[1], sizes) if power < 0 else base**power
+    name = type(expr).__name__
+    if name in ("FloorDiv", "CleanDiv"):
+        return parts[0] // parts[1]
+    if name in ("IntTrueDiv", "FloatTrueDiv"):
+        return parts[0] / parts[1]
+    if name == "ToFloat":
+        return torch.sym_float(parts[0])
+    if name in ("Mod", "PythonMod"):
+        return parts[0] % parts[1]
+    raise NotImplementedError(f"size formula {expr}")
+
+
+def _run(step: Program, values: list, sizes: dict[str, torch.SymInt]) -> list:
+    """The step program on traced tensors; every operator recorded meanwhile carries its node's source line."""
+    env: dict[fx.Node, object] = dict(zip(step.placeholders, values, strict=True))
+    concrete = lambda tree: map_sizes(tree, lambda size: evaluate(size.expr, sizes))  # noqa: E731
+    for node in step.graph.nodes:
+        if node.op != "call_function":
+            continue
+        _mark(node)
+        if node.target is operator.getitem:
+            env[node] = env[node.args[0]][node.args[1]]
+            continue
+        args = concrete(fx.map_arg(node.args, env.__getitem__))
+        kwargs = concrete(fx.map_arg(node.kwargs, env.__getitem__))
+        env[node] = result = node.target(*args, **kwargs)
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if tensor.grad_fn is not None:
+                tensor.grad_fn.register_prehook(lambda *_, node=node: _mark(node))
+    _mark(None)
+    return [env[n] for n in step.returned]
+
+
+def _mark(node: fx.Node | None) -> None:
+    """What is traced from here on belongs to `node`."""
+    loc = node.meta.get("loc", "") if node is not None else ""
+    fx_traceback.current_meta.clear()
+    if loc:
+        fx_traceback.current_meta["stack_trace"] = f"sarc:{loc}"
+
+
+def _loc(node: fx.Node) -> str:
+    stack = node.stack_trace or ""
+    return stack.removeprefix("sarc:") if stack.startswith("sarc:") else ""
+
+

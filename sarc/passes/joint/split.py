@@ -1,0 +1,122 @@
+"""split: the joint program becomes a forward and a backward program with little saved between them.
+
+Saved are values over nodes and replicated values. Recomputed in the backward program are all values over edges (so no
+edge tensor outlives its fold), random draws and what follows from them alone, constants and views.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import replace
+
+import torch
+import torch.fx as fx
+
+from sarc.ir.dialect import UNIFORM
+from sarc.ir.program import Input, Output, Program, remove_dead, select_inputs
+from sarc.ir.space import Spaces, ValueType
+
+aten = torch.ops.aten
+
+VIEWS = {
+    aten.view.default, aten.expand.default, aten.permute.default, aten.t.default, aten.transpose.int,
+    aten.unsqueeze.default, aten.squeeze.dims, aten.squeeze.dim, aten.slice.Tensor, aten.select.int,
+}  # fmt: skip
+
+
+def split(joint: Program) -> tuple[Program, Program]:
+    """The forward program (its outputs gain the saved values) and the backward program (its inputs gain them)."""
+    forward_outputs = [(n, o) for n, o in zip(joint.returned, joint.outputs, strict=True) if o.kind != "grad"]
+    grads = [(n, o) for n, o in zip(joint.returned, joint.outputs, strict=True) if o.kind == "grad"]
+    in_forward = _needed_by([n for n, _ in forward_outputs])
+    in_forward |= {n for n in joint.graph.nodes if n.target is operator.getitem and n.args[0] in in_forward}
+    placeholders = set(joint.placeholders)
+    late = _depends_on_tangents(joint)
+    free = _free_values(joint)
+    saved: list[fx.Node] = []
+
+    def is_saved(node: fx.Node) -> bool:
+        if node in late or node not in in_forward or node in free or node.target in VIEWS:
+            return False
+        if isinstance(node.meta["type"], tuple):
+            return False
+        return not over_edges(node, joint.spaces)
+
+    backward = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    wanted = _needed_by([n for n, _ in grads], stop=lambda n: n not in placeholders and is_saved(n))
+    inputs: list[Input] = []
+    for node, entry in zip(joint.placeholders, joint.inputs, strict=True):
+        env[node] = _copy(backward, node, env)
+        inputs.append(entry)
+    for node in joint.graph.nodes:
+        if node.op == "call_function" and node in wanted and is_saved(node):
+            env[node] = backward.placeholder(f"saved_{node.name}")
+            env[node].meta = {"type": node.meta["type"], "loc": node.meta.get("loc", "")}
+            inputs.append(Input("saved", node.name))
+            saved.append(node)
+    for node in joint.graph.nodes:
+        if node.op == "call_function" and node in wanted and node not in env:
+            env[node] = _copy(backward, node, env)
+    backward.output([env[n] for n, _ in grads])
+
+    forward = fx.Graph()
+    f_env: dict[fx.Node, fx.Node] = {}
+    for node in joint.graph.nodes:
+        if node in placeholders or (node.op == "call_function" and node in in_forward):
+            f_env[node] = _copy(forward, node, f_env)
+    forward.output([f_env[n] for n, _ in forward_outputs] + [f_env[n] for n in saved])
+    outputs = (*(o for _, o in forward_outputs), *(Output("saved", n.name) for n in saved))
+    first = replace(joint, graph=forward, spaces=joint.spaces.copy(), outputs=outputs, stage="forward")
+    second = replace(
+        joint, graph=backward, spaces=joint.spaces.copy(), inputs=tuple(inputs),
+        outputs=tuple(o for _, o in grads), stage="backward",
+    )  # fmt: skip
+    return _trim(first), _trim(second)
+
+
+def over_edges(node: fx.Node, spaces: Spaces) -> bool:
+    """Whether the value (one of the values) has rows that stand for edges."""
+    types = node.meta["type"]
+    types = types if isinstance(types, tuple) else (types,)
+    return any(spaces[s].on_edges for t in types if isinstance(t, ValueType) for s in t.spaces)
+
+
+def _needed_by(roots: list[fx.Node], stop=lambda node: False) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    stack = list(roots)
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            if not stop(node):
+                stack.extend(node.all_input_nodes)
+    return found
+
+
+def _depends_on_tangents(joint: Program) -> set[fx.Node]:
+    late = {n for n, e in zip(joint.placeholders, joint.inputs, strict=True) if e.kind == "tangent"}
+    for node in joint.graph.nodes:
+        if node.op == "call_function" and any(n in late for n in node.all_input_nodes):
+            late.add(node)
+    return late
+
+
+def _free_values(joint: Program) -> set[fx.Node]:
+    """Constants, random draws and values made of these alone."""
+    free = {n for n, e in zip(joint.placeholders, joint.inputs, strict=True) if e.kind == "rng"}
+    for node in joint.graph.nodes:
+        if node.op == "call_function" and (node.target is UNIFORM or all(n in free for n in node.all_input_nodes)):
+            free.add(node)
+    return free
+
+
+def _copy(graph: fx.Graph, node: fx.Node, env: dict[fx.Node, fx.Node]) -> fx.Node:
+    made = graph.node_copy(node, env.__getitem__)
+    made.meta = dict(node.meta)
+    return made
+
+
+def _trim(program: Program) -> Program:
+    remove_dead(program.graph)
+    return select_inputs(program, [n for n in program.placeholders if n.users])

@@ -1,0 +1,194 @@
+"""build-schedule: one part's program as explicit instructions.
+
+Exchanges go in a ring: in round r part p receives from p - r and sends to p + r, chunk by chunk; receives and sends are
+posted `prefetch` chunks ahead and nothing ends in a barrier. Every value is freed after its last use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch.fx as fx
+
+from sarc.ir.collective import all_reduce
+from sarc.ir.dialect import GATHER, REDUCE
+from sarc.ir.edge_program import edge_call, fetch_layout, return_layout
+from sarc.ir.program import Program
+from sarc.ir.schedule import (
+    AllReduce,
+    Begin,
+    Combine,
+    Free,
+    Instruction,
+    Launch,
+    PostRecv,
+    RunBlock,
+    Schedule,
+    Send,
+    Wait,
+)
+from sarc.ir.space import Rows
+from sarc.partition.columns import ColumnMap
+
+
+def build_schedule(
+    program: Program, rank: int, num_parts: int, columns: Mapping[tuple[str, str | None], ColumnMap], prefetch: int
+) -> Schedule:
+    """The schedule of part `rank`.
+
+    Args:
+        program: a partitioned program.
+        columns: map of each column, by (value name, target space).
+        prefetch: chunks posted ahead of the one in use.
+    """
+    instructions: list[Instruction] = []
+    last_use = _last_uses(program)
+    calls = 0
+    for node in program.graph.nodes:
+        if node.op != "call_function":
+            continue
+        if node.target is edge_call:
+            instructions += _edge_call(node, rank, num_parts, columns, prefetch, calls)
+            calls += 1
+        elif node.target is all_reduce:
+            instructions += [AllReduce(node.name, node.args[1])]
+        else:
+            instructions.append(Launch(node.name))
+        if last_use.get(node):
+            instructions.append(Free(tuple(n.name for n in last_use[node])))
+    return Schedule(rank, program.stage, tuple(instructions), 2 * (1 + prefetch))
+
+
+def column_targets(program: Program) -> list[tuple[fx.Node, str | None]]:
+    """Every column of `program` with the space whose rows it names (None: replicated), in order."""
+    found: dict[tuple[fx.Node, str | None], None] = {}
+    for node in program.graph.nodes:
+        if node.op != "call_function":
+            continue
+        if node.target is edge_call:
+            edges, values, columns = node.args
+            for operand in edges.operands:
+                if operand.column is not None:
+                    found[columns[operand.column], _space(values[operand.value], operand.axis)] = None
+            for result in edges.results:
+                if result.kind == "reduce":
+                    dim = result.type.dims[result.axis]
+                    found[columns[result.column], dim.space] = None
+        elif node.target in (GATHER, REDUCE):
+            holder = node.args[0] if node.target is GATHER else node
+            found[node.args[1], _space(holder, node.args[2])] = None
+    return list(found)
+
+
+def _space(node: fx.Node, axis: int) -> str | None:
+    dim = node.meta["type"].dims[axis]
+    return dim.space if isinstance(dim, Rows) else None
+
+
+def _last_uses(program: Program) -> dict[fx.Node, list[fx.Node]]:
+    """For each call, the values whose last reader it is (results of the program and inputs are kept)."""
+    kept = set(program.returned)
+    last: dict[fx.Node, fx.Node] = {}
+    for node in program.graph.nodes:
+        if node.op != "call_function":
+            continue
+        for operand in node.all_input_nodes:
+            last[operand] = node
+        last.setdefault(node, node)
+    freed: dict[fx.Node, list[fx.Node]] = {}
+    for value, reader in last.items():
+        if value not in kept:
+            freed.setdefault(reader, []).append(value)
+    return freed
+
+
+def _edge_call(
+    node: fx.Node, p: int, num_parts: int, columns: Mapping[tuple[str, str | None], ColumnMap], prefetch: int, call: int
+) -> list[Instruction]:
+    """Instructions of one edge call on part p."""
+    edges, values, names = node.args
+    out: list[Instruction] = [Begin(node.name)]
+    if edges.remote is None:
+        return [*out, RunBlock(node.name, p, 0)]
+    fetch = fetch_layout(edges, [v.meta["type"] for v in values]).row_bytes
+    back = return_layout(edges).row_bytes
+    target = _remote_target(edges, values)
+    column = columns[names[edges.remote].name, target]
+    if not column.remote:
+        return [*out, RunBlock(node.name, p, 0)]
+    rounds = _rounds(column, p, num_parts)
+    name = node.name
+
+    def tag(direction: str, r: int, c: int) -> str:
+        return f"{name}.{direction}{r}.{c}"
+
+    def post_fetch(k: int) -> None:
+        if not fetch or k >= len(rounds):
+            return
+        r, c, source, dest, incoming, outgoing = rounds[k]
+        if incoming:
+            out.append(PostRecv(tag("in", r, c), name, source, incoming, incoming * fetch))
+        if outgoing:
+            out.append(Send(tag("out", r, c), name, dest, c, outgoing, outgoing * fetch, "fetch"))
+
+    def finish_return(k: int) -> None:
+        r, c, source, dest, incoming, outgoing = rounds[k]
+        if outgoing:
+            buffer = tag("sum_in", r, c)
+            out.extend([Wait(buffer, (call, r, c, 1)), Combine(name, buffer, dest, c), Free((buffer,))])
+        if incoming:
+            buffer = tag("sum_out", r, c)
+            out.extend([Wait(buffer, (call, r, c, 1)), Free((buffer,))])
+
+    for k in range(min(1 + prefetch, len(rounds))):
+        post_fetch(k)
+    out.append(RunBlock(name, p, 0))
+    for k, (r, c, source, dest, incoming, outgoing) in enumerate(rounds):
+        received, partial = "", ""
+        if fetch and incoming:
+            received = tag("in", r, c)
+            out.append(Wait(received, (call, r, c, 0)))
+        if fetch and outgoing:
+            out.extend([Wait(tag("out", r, c), (call, r, c, 0)), Free((tag("out", r, c),))])
+        if back and incoming:
+            partial = tag("sum_out", r, c)
+        if incoming:
+            out.append(RunBlock(name, source, c, received, partial))
+        if received:
+            out.append(Free((received,)))
+        if back and incoming:
+            out.append(Send(partial, name, source, c, incoming, incoming * back, "return"))
+        if back and outgoing:
+            out.append(PostRecv(tag("sum_in", r, c), name, dest, outgoing, outgoing * back))
+        # With rows fetched as well, the returns of a round end before the next fetch is posted: the number of chunks
+        # alive stays within 2 (1 + prefetch).
+        if back and fetch:
+            finish_return(k)
+        elif back and k >= prefetch:
+            finish_return(k - prefetch)
+        post_fetch(k + 1 + prefetch)
+    if back and not fetch:
+        for k in range(max(0, len(rounds) - prefetch), len(rounds)):
+            finish_return(k)
+    return out
+
+
+def _remote_target(edges, values) -> str:
+    for operand in edges.operands:
+        if operand.column == edges.remote:
+            return _space(values[operand.value], operand.axis)
+    result = next(r for r in edges.results if r.column == edges.remote)
+    return result.type.dims[result.axis].space
+
+
+def _rounds(column: ColumnMap, p: int, num_parts: int) -> list[tuple[int, int, int, int, int, int]]:
+    """(round, chunk, source, destination, rows received, rows sent) in ring order; empty chunks have no message."""
+    found = []
+    for r in range(1, num_parts):
+        source, dest = (p - r) % num_parts, (p + r) % num_parts
+        needs, serves = column.needs[source], column.serves[dest]
+        for c in range(max(len(needs), len(serves))):
+            incoming = needs[c] if c < len(needs) else 0
+            outgoing = serves[c].numel() if c < len(serves) else 0
+            found.append((r, c, source, dest, incoming, outgoing))
+    return found

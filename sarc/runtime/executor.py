@@ -1,0 +1,295 @@
+"""Executor: runs one part's schedule."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Generator, Mapping
+
+import torch
+import torch.fx as fx
+from torch import Tensor
+
+from sarc.errors import ExchangeError
+from sarc.ir import schedule as ins
+from sarc.ir.collective import tuple_of
+from sarc.ir.dialect import GATHER, REDUCE, UNIFORM, fold_rows, start_value
+from sarc.ir.draws import keyed_uniform
+from sarc.ir.edge_program import (
+    EdgeProgram,
+    combine_,
+    fetch_layout,
+    new_accumulator,
+    return_layout,
+    select_block,
+)
+from sarc.ir.ops import resolve_sizes
+from sarc.ir.program import Program
+from sarc.ir.space import Rows
+from sarc.partition.columns import Block, ColumnMap
+from sarc.runtime.bind import run_local
+from sarc.runtime.part_state import PartState
+from sarc.runtime.transport import AllReduce, Handle, Transport, Wait
+
+
+class Executor:
+    """One run of a schedule on one part.
+
+    Args:
+        program: the partitioned program the schedule was built from.
+        schedule: the part's instructions.
+        state: the part's rows and column maps.
+        transport: sends and receives.
+        values: the part's rows of each input, by placeholder name; emptied as values are freed.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        schedule: ins.Schedule,
+        state: PartState,
+        transport: Transport,
+        values: dict[str, Tensor],
+    ):
+        self.program, self.schedule, self.state, self.transport = program, schedule, state, transport
+        self.env: dict[str, object] = values
+        self.nodes = {n.name: n for n in program.graph.nodes}
+        self.local, self.total = state.local_sizes(), state.total_sizes()
+        self.chunks: dict[str, Tensor] = {}
+        self.messages: dict[str, Handle] = {}
+        self.most_chunks = 0
+        self.keys = state.all_keys()
+
+    def run(self) -> Generator:
+        """A `Work` (see `run_parts`) that returns the program's results in order."""
+        with torch.no_grad():
+            for instruction in self.schedule.instructions:
+                yield from self._STEPS[type(instruction)](self, instruction)
+        if self.chunks:
+            raise ExchangeError(f"part {self.state.rank}: chunks left at the end of the schedule: {sorted(self.chunks)}")
+        return [self.env[n.name] for n in self.program.returned]
+
+    # --- operators
+
+    def _launch(self, step: ins.Launch) -> Generator:
+        node = self.nodes[step.node]
+        self.env[node.name] = self._compute(node)
+        return
+        yield
+
+    def _compute(self, node: fx.Node):
+        env = _ByNode(self.env)
+        if node.target is operator.getitem:
+            return env[node.args[0]][node.args[1]]
+        if node.target is tuple_of:
+            return tuple(env[v] for v in node.args[0])
+        if node.target is UNIFORM:
+            args, _ = resolve_sizes(node, fx.map_arg(node.args, env.__getitem__), {}, self.local, self.total)
+            return keyed_uniform(node, args, self.keys)
+        if node.target is GATHER:
+            x, column, axis = node.args
+            return env[x].index_select(axis, self._map(column, x.meta["type"].dims[axis]).index)
+        if node.target is REDUCE:
+            rows, column, axis, size, kind = node.args
+            dim = node.meta["type"].dims[axis]
+            shape = list(env[rows].shape)
+            shape[axis] = self.local[dim.space] if isinstance(dim, Rows) else size
+            out = env[rows].new_full(shape, start_value(kind, env[rows].dtype))
+            fold_rows(out, axis, self._map(column, dim).index, env[rows], kind)
+            return out
+        return run_local(node, env, self.local, self.total)
+
+    def _map(self, column: fx.Node, dim) -> ColumnMap:
+        return self.state.columns[column.name, dim.space if isinstance(dim, Rows) else None]
+
+    def _all_reduce(self, step: ins.AllReduce) -> Generator:
+        share = self.env[self.nodes[step.node].args[0].name]
+        self.env[step.node] = yield AllReduce(share, step.op)
+
+    def _free(self, step: ins.Free) -> Generator:
+        for name in step.names:
+            if name in self.chunks:
+                del self.chunks[name]
+                self.messages.pop(name, None)
+            else:
+                self.env.pop(name, None)
+        return
+        yield
+
+    # --- messages
+
+    def _new_chunk(self, name: str, nbytes: int) -> Tensor:
+        self.chunks[name] = torch.empty(nbytes, dtype=torch.uint8)
+        self.most_chunks = max(self.most_chunks, len(self.chunks))
+        if len(self.chunks) > self.schedule.chunk_limit:
+            raise ExchangeError(
+                f"part {self.state.rank}: {len(self.chunks)} chunks alive, the schedule allows "
+                f"{self.schedule.chunk_limit}: {sorted(self.chunks)}"
+            )
+        return self.chunks[name]
+
+    def _what(self, name: str, peer: int) -> str:
+        return f"{name} between part {self.state.rank} and part {peer} ({self.schedule.stage})"
+
+    def _post_recv(self, step: ins.PostRecv) -> Generator:
+        buffer = self._new_chunk(step.buffer, step.nbytes)
+        what = self._what(step.buffer, step.peer)
+        self.messages[step.buffer] = self.transport.receive(step.peer, self.state.rank, buffer, what)
+        return
+        yield
+
+    def _send(self, step: ins.Send) -> Generator:
+        if step.what == "fetch":
+            buffer = self._new_chunk(step.buffer, step.nbytes)
+            self._pack(step, buffer)
+        buffer = self.chunks[step.buffer]
+        if buffer.nbytes != step.nbytes:
+            raise ExchangeError(f"{self._what(step.buffer, step.peer)}: {buffer.nbytes} bytes, planned {step.nbytes}")
+        what = self._what(step.buffer, step.peer)
+        self.messages[step.buffer] = self.transport.send(self.state.rank, step.peer, buffer, what)
+        return
+        yield
+
+    def _wait(self, step: ins.Wait) -> Generator:
+        yield Wait(self.messages[step.buffer], step.clock)
+
+    def _pack(self, step: ins.Send, buffer: Tensor) -> None:
+        node = self.nodes[step.call]
+        edges, values, _ = node.args
+        layout = fetch_layout(edges, [v.meta["type"] for v in values])
+        rows = self._remote_map(node).serves[step.peer][step.chunk]
+        for key, segment in layout.segments(buffer, step.rows).items():
+            axis = next(a for k, a, _, _ in layout.entries if k == key)
+            segment.copy_(self.env[values[key].name].index_select(axis, rows).movedim(axis, 0))
+
+    # --- edge calls
+
+    def _remote_map(self, node: fx.Node) -> ColumnMap:
+        edges, values, columns = node.args
+        column = columns[edges.remote].name
+        for operand in edges.operands:
+            if operand.column == edges.remote:
+                return self.state.columns[column, values[operand.value].meta["type"].dims[operand.axis].space]
+        result = next(r for r in edges.results if r.column == edges.remote)
+        return self.state.columns[column, result.type.dims[result.axis].space]
+
+    def _begin(self, step: ins.Begin) -> Generator:
+        edges: EdgeProgram = self.nodes[step.call].args[0]
+        device = self._device(self.nodes[step.call])
+        self.env[step.call] = [new_accumulator(r, self.local, device) for r in edges.results]
+        return
+        yield
+
+    def _device(self, node: fx.Node) -> torch.device:
+        return next((self.env[v.name].device for v in node.all_input_nodes), torch.device("cpu"))
+
+    def _run_block(self, step: ins.RunBlock) -> Generator:
+        node = self.nodes[step.call]
+        edges, values, columns = node.args
+        block = self._block(node, step)
+        rows = None if block is None else block.rows
+        length = self.local[edges.space] if rows is None else rows.numel()
+        fetched = {}
+        if step.fetched:
+            layout = fetch_layout(edges, [v.meta["type"] for v in values])
+            fetched = layout.table(self.chunks[step.fetched], self._remote_map(node).needs[step.peer][step.chunk])
+        partial = {}
+        if step.partial:
+            partial = self._new_partial(edges, node, step)
+        if length or not edges.operands:
+            operands = [self._operand(o, node, block, rows, fetched) for o in edges.operands]
+            keys = {edges.space: self.keys[edges.space] if rows is None else self.keys[edges.space][rows]}
+            sizes = {**self.local, edges.space: length}
+            made = edges.run_block(operands, sizes, self.total, keys)
+            for k, (result, value) in enumerate(zip(edges.results, made, strict=True)):
+                self._fold(k, result, value, node, block, rows, partial)
+        return
+        yield
+
+    def _block(self, node: fx.Node, step: ins.RunBlock) -> Block | None:
+        edges = node.args[0]
+        if edges.remote is None:
+            return None
+        column = self._remote_map(node)
+        if not column.remote:
+            return None
+        return next(b for b in column.blocks if b.peer == step.peer and b.chunk == step.chunk)
+
+    def _new_partial(self, edges: EdgeProgram, node: fx.Node, step: ins.RunBlock) -> dict[int, Tensor]:
+        layout = return_layout(edges)
+        rows = self._remote_map(node).needs[step.peer][step.chunk]
+        buffer = self._new_chunk(step.partial, rows * layout.row_bytes)
+        for key, segment in layout.segments(buffer, rows).items():
+            segment.fill_(start_value(edges.results[key].fold, segment.dtype))
+        return layout.table(buffer, rows)
+
+    def _operand(self, operand, node: fx.Node, block: Block | None, rows: Tensor | None, fetched) -> Tensor:
+        edges, values, columns = node.args
+        value = self.env[values[operand.value].name]
+        if operand.column is None:
+            if operand.axis is None or rows is None:
+                return value
+            return select_block(value, operand.axis, operand.type.dims[operand.axis], rows)
+        if operand.column == edges.remote and block is not None:
+            table = fetched.get(operand.value, value) if block.peer != self.state.rank else value
+            return table.index_select(operand.axis, block.index)
+        index = self._map(columns[operand.column], values[operand.value].meta["type"].dims[operand.axis]).index
+        return value.index_select(operand.axis, index if rows is None else index[rows])
+
+    def _fold(self, k: int, result, value: Tensor, node: fx.Node, block, rows, partial) -> None:
+        edges, _, columns = node.args
+        into = self.env[node.name][k]
+        if result.kind == "contract":
+            combine_(into, value, result.fold)
+        elif result.kind == "store":
+            if rows is None:
+                self.env[node.name][k] = value
+            else:
+                _store_block(into, value, result.axis, result.type.dims[result.axis], rows)
+        elif result.column == edges.remote and block is not None:
+            target = into if block.peer == self.state.rank else partial[k]
+            fold_rows(target, result.axis, block.index, value, result.fold)
+        else:
+            index = self._map(columns[result.column], result.type.dims[result.axis]).index
+            fold_rows(into, result.axis, index if rows is None else index[rows], value, result.fold)
+
+    def _combine(self, step: ins.Combine) -> Generator:
+        node = self.nodes[step.call]
+        edges: EdgeProgram = node.args[0]
+        rows = self._remote_map(node).serves[step.peer][step.chunk]
+        for key, share in return_layout(edges).table(self.chunks[step.buffer], rows.numel()).items():
+            fold_rows(self.env[step.call][key], edges.results[key].axis, rows, share, edges.results[key].fold)
+        return
+        yield
+
+    _STEPS = {
+        ins.Launch: _launch,
+        ins.AllReduce: _all_reduce,
+        ins.Begin: _begin,
+        ins.PostRecv: _post_recv,
+        ins.Send: _send,
+        ins.Wait: _wait,
+        ins.RunBlock: _run_block,
+        ins.Combine: _combine,
+        ins.Free: _free,
+    }
+
+
+class _ByNode:
+    """An environment by name, read by node."""
+
+    def __init__(self, env: Mapping[str, object]):
+        self._env = env
+
+    def __getitem__(self, node: fx.Node):
+        return self._env[node.name]
+
+
+def _store_block(into: Tensor, value: Tensor, axis: int, dim: Rows, rows: Tensor) -> None:
+    """Write a block's rows into the stored edge tensor."""
+    if dim.plain:
+        into.index_copy_(axis, rows, value)
+        return
+    shape = list(into.shape)
+    length = shape[axis] // (dim.before * dim.after)
+    opened = into.view([*shape[:axis], dim.before, length, dim.after, *shape[axis + 1 :]])
+    opened.index_copy_(axis + 1, rows, value.reshape([*shape[:axis], dim.before, rows.numel(), dim.after, *shape[axis + 1 :]]))

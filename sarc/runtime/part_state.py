@@ -1,0 +1,141 @@
+"""What a part knows of the spaces of a program: how many rows it owns, their ids, and the maps of its columns."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sarc.errors import GraphError, PartitionError
+from sarc.ir.space import Spaces
+from sarc.partition.columns import Block, ColumnMap, chunk_rows
+from sarc.partition.layout import Part
+from sarc.runtime.transport import AllGather, AllReduce, Exchange
+
+NODES, EDGES = "N", "E"
+
+
+@dataclass
+class PartState:
+    """Rows of every space on one part.
+
+    Attributes:
+        part: owned nodes, edges and halo.
+        spaces: of the program; derived ones gain rows as the structure program runs.
+        local: rows owned here, by space without parents other than filters.
+        total: rows of the whole graph, by the same spaces.
+        keys: int64 ids of the owned rows, by space.
+        assignment: owner of every node when this process holds the whole graph, else None.
+    """
+
+    part: Part
+    spaces: Spaces
+    local: dict[str, int]
+    total: dict[str, int]
+    keys: dict[str, Tensor]
+    assignment: Tensor | None
+    columns: dict[tuple[str, str], ColumnMap] = field(default_factory=dict)
+
+    @property
+    def rank(self) -> int:
+        return self.part.rank
+
+    def local_sizes(self) -> dict[str, int]:
+        return self.spaces.numbers(self.local)
+
+    def total_sizes(self) -> dict[str, int]:
+        return self.spaces.numbers(self.total)
+
+    def row_keys(self, name: str) -> Tensor:
+        """int64 ids of the rows of a space; those of a concat follow those of its earlier parts."""
+        if name not in self.keys:
+            space = self.spaces[name]
+            start, parts = 0, []
+            for parent in space.parents:
+                parts.append(self.row_keys(parent) + start)
+                start += self.key_bound(parent)
+            self.keys[name] = torch.cat(parts)
+        return self.keys[name]
+
+    def all_keys(self) -> dict[str, Tensor]:
+        return {s.name: self.row_keys(s.name) for s in self.spaces if s.kind != "filter" or s.name in self.keys}
+
+    def key_bound(self, name: str) -> int:
+        """Ids of the rows of a space are below this number, on every part."""
+        space = self.spaces[name]
+        if space.kind == "filter":
+            return self.key_bound(space.parents[0])
+        if space.kind == "concat":
+            return sum(self.key_bound(p) for p in space.parents)
+        return self.total[name]
+
+    def add_filter(self, name: str, mask: Tensor) -> Generator:
+        """Enter the rows of a filter space; `mask` bool [T_p] over its parent's rows."""
+        self.keys[name] = self.row_keys(self.spaces[name].parents[0])[mask]
+        self.local[name] = self.keys[name].numel()
+        total = yield AllReduce(torch.tensor(self.local[name]), "sum")
+        self.total[name] = int(total)
+
+    def locate(self, ids: Tensor, target: str, where: str) -> tuple[Tensor, Tensor]:
+        """Owner and position of each id among the owner's rows (or, without a whole assignment, among its halo rows)."""
+        bound = self.key_bound(target)
+        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= bound):
+            worst = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
+            raise GraphError(f"{where}index {worst} is out of range: expected values from 0 to {bound - 1}")
+        if target == NODES:
+            if self.assignment is not None:
+                return self.assignment[ids], ids
+            owner, _ = self.part.locate(ids)
+            return owner, ids
+        keys = self.row_keys(target)
+        at = torch.searchsorted(keys, ids).clamp_(max=max(keys.numel() - 1, 0))
+        if ids.numel() and (not keys.numel() or not bool((keys[at] == ids).all())):
+            raise PartitionError(
+                f"{where}a column names rows of {target} that other parts own: only node rows may be read from other parts"
+            )
+        return torch.full_like(ids, self.rank), ids
+
+    def own_position(self, ids: Tensor, target: str) -> Tensor:
+        """Positions of owned ids among this part's rows of `target`."""
+        return torch.searchsorted(self.row_keys(target), ids)
+
+    def map_column(self, ids: Tensor, target: str | None, where: str = "") -> Generator:
+        """The ColumnMap of a column of ids of `target` (None: a replicated dimension, read in place)."""
+        if target is None:
+            return ColumnMap(False, ids)
+        problem, owner = "", torch.full_like(ids, self.rank)
+        try:
+            owner, _ = self.locate(ids, target, where)
+        except (GraphError, PartitionError) as error:
+            problem = error
+        problems = yield AllGather(problem)
+        for found in problems:
+            if found:
+                raise found
+        flag = yield AllReduce(torch.tensor(int(bool((owner != self.rank).any()))), "max")
+        if not int(flag):
+            return ColumnMap(False, self.own_position(ids, target))
+        counts = yield AllGather(self.local[target])
+        needed = {q: ids[owner == q].unique() for q in range(self.part.num_parts) if q != self.rank}
+        requests = yield Exchange({q: wanted for q, wanted in needed.items() if wanted.numel()})
+        own_rows = (owner == self.rank).nonzero().view(-1)
+        blocks = [Block(self.rank, 0, own_rows, self.own_position(ids[own_rows], target))]
+        needs, serves = [], []
+        for q in range(self.part.num_parts):
+            if q == self.rank:
+                needs.append(())
+                serves.append(())
+                continue
+            step = chunk_rows(counts[self.rank], counts[q])
+            needs.append(tuple(len(c) for c in needed[q].split(step)) if needed[q].numel() else ())
+            rows = (owner == q).nonzero().view(-1)
+            place = torch.searchsorted(needed[q], ids[rows])
+            chunk = place // step
+            for c in range(len(needs[q])):
+                here = chunk == c
+                blocks.append(Block(q, c, rows[here], place[here] - c * step))
+            asked = requests.get(q)
+            serves.append(tuple(self.own_position(asked, target).split(step)) if asked is not None else ())
+        return ColumnMap(True, None, tuple(blocks), tuple(needs), tuple(serves))

@@ -1,0 +1,87 @@
+"""Whose rows a process's tensors hold: cutting them for its parts, and putting parts' rows together again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sarc.ir.edge_program import select_block
+from sarc.ir.space import Rows, ValueType
+from sarc.runtime.part_state import PartState
+
+
+@dataclass(frozen=True)
+class RowOrder:
+    """The order of a process's rows.
+
+    A process that holds the whole graph has rows in the graph's own order; one that holds some parts has them part
+    after part.
+
+    Attributes:
+        whole: which of the two.
+        states: the hosted parts, in rank order.
+    """
+
+    whole: bool
+    states: Sequence[PartState]
+
+    def cut(self, value: Tensor, type_: ValueType) -> list[Tensor]:
+        """Each hosted part's rows of a process's tensor; a replicated one is shared."""
+        axis = type_.row_axis
+        if axis is None:
+            return [value] * len(self.states)
+        dim = type_.dims[axis]
+        if self.whole and len(self.states) == 1:
+            return [value]
+        return [select_block(value, axis, dim, rows) for rows in self._positions(dim.space)]
+
+    def join(self, values: Sequence[Tensor], type_: ValueType) -> Tensor:
+        """The process's tensor from its parts' rows."""
+        axis = type_.row_axis
+        if axis is None or len(values) == 1:
+            return values[0]
+        dim = type_.dims[axis]
+        opened = [_open(v, axis, dim) for v in values]
+        at = axis + (0 if dim.plain else 1)
+        together = torch.cat(opened, at)
+        if self.whole:
+            order = torch.cat(self._positions(dim.space))
+            inverse = torch.empty_like(order)
+            inverse[order] = torch.arange(order.numel(), device=order.device)
+            together = together.index_select(at, inverse)
+        if dim.plain:
+            return together
+        shape = list(values[0].shape)
+        return together.reshape([*shape[:axis], -1 if together.numel() else 0, *shape[axis + 1 :]])
+
+    def _positions(self, space: str) -> list[Tensor]:
+        """Position of each part's rows among the process's."""
+        keys = [s.row_keys(space) for s in self.states]
+        if not self.whole:
+            starts = [0]
+            for k in keys:
+                starts.append(starts[-1] + k.numel())
+            return [torch.arange(a, b) for a, b in zip(starts, starts[1:], strict=False)]
+        if all(s.spaces[space].kind in ("nodes", "edges") for s in self.states):
+            return keys
+        # Ascending keys is the order of the rows in the whole graph.
+        everything = torch.cat(keys)
+        rank = torch.empty_like(everything)
+        rank[everything.argsort()] = torch.arange(everything.numel())
+        return list(rank.split([k.numel() for k in keys]))
+
+
+def _open(value: Tensor, axis: int, dim: Rows) -> Tensor:
+    if dim.plain:
+        return value
+    shape = list(value.shape)
+    length = shape[axis] // (dim.before * dim.after)
+    return value.reshape([*shape[:axis], dim.before, length, dim.after, *shape[axis + 1 :]])
+
+
+def counts(states: Sequence[PartState], names: Sequence[str]) -> Mapping[str, int]:
+    """Rows of the hosted parts together, by space."""
+    return {name: sum(s.local[name] for s in states) for name in names}

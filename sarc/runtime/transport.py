@@ -1,0 +1,296 @@
+"""Transport: how parts exchange tensors, within a process or between processes.
+
+A part's work is a generator that yields requests (`AllReduce`, `Exchange`, `AllGather`, `Wait`); `run_parts` steps the
+parts of this process in turn and answers them. So the same schedule runs on P parts in one process, on one part a
+process under torchrun, and on several parts a process.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sarc.errors import ExchangeError
+
+
+@dataclass(frozen=True)
+class AllReduce:
+    """Combine one tensor of every part: "sum", "max" or "min"; answered with the combined tensor."""
+
+    tensor: Tensor
+    op: str
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Send one tensor to each peer; answered with the tensors received, by peer."""
+
+    outgoing: Mapping[int, Tensor]
+
+
+@dataclass(frozen=True)
+class AllGather:
+    """Share a small Python object; answered with the list of all parts' objects."""
+
+    value: object
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Go on when `handle` is done. `clock` orders waits: the earliest of a process is served first."""
+
+    handle: Handle
+    clock: tuple[int, ...]
+
+
+Request = AllReduce | Exchange | AllGather | Wait
+Work = Generator[Request, Any, Any]
+
+
+class Handle(Protocol):
+    """A message on its way."""
+
+    def done(self) -> bool: ...
+
+    def block(self) -> None: ...
+
+
+class _LocalMessage:
+    """One side of a message between two parts of one process."""
+
+    def __init__(self, buffer: Tensor, what: str):
+        self.buffer: Tensor | None = buffer
+        self.what = what
+
+    def done(self) -> bool:
+        return self.buffer is None
+
+    def block(self) -> None:
+        raise ExchangeError(f"{self.what}: the peer never answered; every part must run the same schedule")
+
+
+class _Sent:
+    """A message of a process group; `wait` is the only way to learn that it is complete."""
+
+    def __init__(self, work: dist.Work, what: str):
+        self.work: dist.Work | None = work
+        self.what = what
+
+    def done(self) -> bool:
+        return self.work is None
+
+    def block(self) -> None:
+        if self.work is None:
+            return
+        try:
+            self.work.wait()
+        except RuntimeError as error:
+            raise ExchangeError(
+                f"{self.what} failed: {str(error).splitlines()[0]}; a peer has stopped, died or runs another program"
+            ) from error
+        self.work = None
+
+
+class Transport:
+    """The parts of this process and the processes of the others.
+
+    Args:
+        num_parts: P.
+        hosted: the parts this process runs.
+        process_of: the process of each part; None when this process runs all of them.
+        group: process group, or None in one process.
+    """
+
+    def __init__(
+        self,
+        num_parts: int,
+        hosted: Sequence[int],
+        process_of: Sequence[int] | None = None,
+        group: dist.ProcessGroup | None = None,
+    ):
+        self.num_parts, self.hosted = num_parts, tuple(hosted)
+        self.process_of = tuple(process_of) if process_of is not None else (0,) * num_parts
+        self.group = group
+        self.rank = dist.get_rank(group) if process_of is not None else 0
+        self.distributed = process_of is not None
+        self.sent_bytes = 0
+        self.sent_messages = 0
+        self.all_reduce_bytes = 0
+        self._posted: dict[tuple[int, int], deque[_LocalMessage]] = defaultdict(deque)
+        self._receiving: dict[tuple[int, int], deque[_LocalMessage]] = defaultdict(deque)
+
+    # --- messages between two parts
+
+    def send(self, src: int, dst: int, buffer: Tensor, what: str) -> Handle:
+        """Post `buffer` uint8 [bytes] from part `src` (hosted here) to part `dst`; it must stay unchanged until done."""
+        self.sent_bytes += buffer.nbytes
+        self.sent_messages += 1
+        if self.process_of[dst] == self.process_of[src]:
+            message = _LocalMessage(buffer, f"send {what}")
+            self._posted[src, dst].append(message)
+            self._match(src, dst)
+            return message
+        work = dist.isend(buffer, self.process_of[dst], self.group, self._tag(src, dst))
+        return _Sent(work, f"send {what}")
+
+    def receive(self, src: int, dst: int, buffer: Tensor, what: str) -> Handle:
+        """Post `buffer` for the next message from part `src` to part `dst` (hosted here)."""
+        if self.process_of[dst] == self.process_of[src]:
+            message = _LocalMessage(buffer, f"receive {what}")
+            self._receiving[src, dst].append(message)
+            self._match(src, dst)
+            return message
+        work = dist.irecv(buffer, self.process_of[src], self.group, self._tag(src, dst))
+        return _Sent(work, f"receive {what}")
+
+    def _tag(self, src: int, dst: int) -> int:
+        return src * self.num_parts + dst
+
+    def _match(self, src: int, dst: int) -> None:
+        posted, receiving = self._posted[src, dst], self._receiving[src, dst]
+        while posted and receiving:
+            outgoing, incoming = posted.popleft(), receiving.popleft()
+            if outgoing.buffer.shape != incoming.buffer.shape:
+                raise ExchangeError(
+                    f"{incoming.what}: expected {incoming.buffer.nbytes} bytes, got {outgoing.buffer.nbytes}: the parts "
+                    f"run different schedules"
+                )
+            incoming.buffer.copy_(outgoing.buffer)
+            outgoing.buffer = incoming.buffer = None
+
+    # --- collectives
+
+    def all_reduce(self, tensors: Sequence[Tensor], op: str) -> Tensor:
+        """Combine the hosted parts' tensors in part order, then those of the processes."""
+        total = tensors[0].clone()
+        for tensor in tensors[1:]:
+            if op == "sum":
+                total += tensor
+            else:
+                total = torch.maximum(total, tensor) if op == "max" else torch.minimum(total, tensor)
+        if self.distributed:
+            self.all_reduce_bytes += total.nbytes
+            wide = total.to(torch.uint8) if total.dtype == torch.bool else total.contiguous()
+            kinds = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+            self._collective("all-reduce", lambda: dist.all_reduce(wide, kinds[op], self.group))
+            total = wide.to(total.dtype)
+        return total
+
+    def all_gather(self, values: Mapping[int, object]) -> list[object]:
+        """One object of every part, in part order."""
+        everything = dict(values)
+        if self.distributed:
+            lists: list[Any] = [None] * dist.get_world_size(self.group)
+            self._collective("all-gather", lambda: dist.all_gather_object(lists, everything, self.group))
+            everything = {part: value for each in lists for part, value in each.items()}
+        return [everything[part] for part in range(self.num_parts)]
+
+    def exchange(self, outgoing: Mapping[int, Mapping[int, Tensor]]) -> dict[int, dict[int, Tensor]]:
+        """Tensors from every hosted part to every part, by (sender, receiver); answered by (receiver, sender)."""
+        incoming: dict[int, dict[int, Tensor]] = {p: {} for p in self.hosted}
+        if not self.distributed:
+            for src, messages in outgoing.items():
+                for dst, tensor in messages.items():
+                    incoming[dst][src] = tensor
+            return incoming
+        heads = {
+            src: {dst: (tuple(t.shape), t.dtype) for dst, t in messages.items()} for src, messages in outgoing.items()
+        }
+        everyone = self.all_gather(heads)
+        handles = []
+        for src in range(self.num_parts):
+            for dst, (shape, dtype) in sorted(everyone[src].items()):
+                if dst not in self.hosted:
+                    continue
+                if src in self.hosted:
+                    incoming[dst][src] = outgoing[src][dst]
+                    continue
+                buffer = torch.empty(shape, dtype=dtype)
+                incoming[dst][src] = buffer
+                raw = buffer.view(-1).view(torch.uint8) if buffer.numel() else None
+                if raw is not None:
+                    handles.append(self.receive(src, dst, raw, f"bind {src} -> {dst}"))
+        for src, messages in sorted(outgoing.items()):
+            for dst, tensor in sorted(messages.items()):
+                if dst in self.hosted or not tensor.numel():
+                    continue
+                raw = tensor.contiguous().view(-1).view(torch.uint8)
+                handles.append(self.send(src, dst, raw, f"bind {src} -> {dst}"))
+        for handle in handles:
+            handle.block()
+        return incoming
+
+    def _collective(self, what: str, run) -> None:
+        try:
+            run()
+        except RuntimeError as error:
+            raise ExchangeError(
+                f"rank {self.rank}: {what} failed: {str(error).splitlines()[0]}; every rank must call the compiled model "
+                f"the same number of times, and all of them must be alive"
+            ) from error
+
+
+def run_parts(works: Mapping[int, Work], transport: Transport) -> dict[int, Any]:
+    """Step the works of the hosted parts until all have returned; returns their results.
+
+    Collectives are answered when every hosted part asks for one; a wait for a message of another process blocks only
+    when no part of this process can go on, earliest clock first.
+    """
+    results: dict[int, Any] = {}
+    pending: dict[int, Request] = {}
+    answers: dict[int, Any] = {part: None for part in works}
+    while len(results) < len(works):
+        for part, work in works.items():
+            while part not in results and part not in pending:
+                try:
+                    request = work.send(answers[part])
+                except StopIteration as stop:
+                    results[part] = stop.value
+                    break
+                answers[part] = None
+                if isinstance(request, Wait) and request.handle.done():
+                    continue
+                pending[part] = request
+        if not pending:
+            continue
+        waits = {p: r for p, r in pending.items() if isinstance(r, Wait)}
+        ready = [p for p, r in waits.items() if r.handle.done()]
+        if ready:
+            for part in ready:
+                del pending[part]
+            continue
+        if waits:
+            remote = [p for p in waits if isinstance(waits[p].handle, _Sent)]
+            part = min(remote or waits, key=lambda p: waits[p].clock)
+            waits[part].handle.block()
+            del pending[part]
+            continue
+        answers.update(_answer(pending, results, transport))
+        pending.clear()
+    return results
+
+
+def _answer(pending: dict[int, Request], results: dict[int, Any], transport: Transport) -> dict[int, Any]:
+    """Answers to one collective that all hosted parts ask for."""
+    kinds = {type(r) for r in pending.values()}
+    if results or len(kinds) > 1:
+        raise ExchangeError(
+            f"parts {sorted(pending)} wait for a collective ({', '.join(sorted(k.__name__ for k in kinds))}) that the "
+            f"others never join: the parts run different programs"
+        )
+    order = sorted(pending)
+    first = pending[order[0]]
+    if isinstance(first, AllReduce):
+        total = transport.all_reduce([pending[p].tensor for p in order], first.op)
+        return {p: total if k == 0 else total.clone() for k, p in enumerate(order)}
+    if isinstance(first, AllGather):
+        everything = transport.all_gather({p: pending[p].value for p in order})
+        return dict.fromkeys(order, everything)
+    incoming = transport.exchange({p: pending[p].outgoing for p in order})
+    return {p: incoming[p] for p in order}
