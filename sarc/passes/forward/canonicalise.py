@@ -70,7 +70,11 @@ class Canonicalise:
     def expr(self, value) -> sympy.Expr | int | float:
         """A size of the trace in the symbols of the spaces."""
         if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
-            return value.node.expr.subs(self.symbols)
+            expr = value.node.expr
+            # A merged selection's symbol stands for the kept one's, which stands for a space: follow the chain.
+            while isinstance(expr, sympy.Expr) and expr.free_symbols & self.symbols.keys():
+                expr = expr.subs(self.symbols)
+            return expr
         return value
 
     def size(self, value):
