@@ -13,6 +13,7 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIER_0, _MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 _WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
 _ROUNDS = 10
+_SLICE = 32_768
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -25,19 +26,31 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     Returns:
         four int64 tensors with values in [0, 2^32).
     """
-    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    shape = torch.broadcast_shapes(*(c.shape for c in counter))
+    out = [torch.empty(shape, dtype=torch.int64, device=counter[0].device) for _ in range(4)]
+    flat = [o.view(-1) for o in out]
+    for word, value in zip(out, counter, strict=True):
+        word.copy_(value.expand(shape))
+    # The ten rounds read and write every word many times: in slices that stay in cache, and in place.
+    for start in range(0, flat[0].numel(), _SLICE):
+        _rounds([f[start : start + _SLICE] for f in flat], key)
+    return tuple(out)
+
+
+def _rounds(words: list[Tensor], key: tuple[int, int]) -> None:
+    """The ten rounds on four words in place."""
+    c0, c1, c2, c3 = words
     k0, k1 = key
+    p0, p1 = torch.empty_like(c0), torch.empty_like(c0)
     for _ in range(_ROUNDS):
         # The int64 product wraps modulo 2^64; an arithmetic shift and a mask still give the unsigned high word.
-        p0, p1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
-        c0, c1, c2, c3 = (
-            ((p1 >> 32) & _MASK).bitwise_xor_(c1).bitwise_xor_(k0),
-            p1 & _MASK,
-            ((p0 >> 32) & _MASK).bitwise_xor_(c3).bitwise_xor_(k1),
-            p0 & _MASK,
-        )
+        torch.mul(c0, _MULTIPLIER_0, out=p0)
+        torch.mul(c2, _MULTIPLIER_1, out=p1)
+        torch.bitwise_right_shift(p1, 32, out=c0).bitwise_and_(_MASK).bitwise_xor_(c1).bitwise_xor_(k0)
+        torch.bitwise_and(p1, _MASK, out=c1)
+        torch.bitwise_right_shift(p0, 32, out=c2).bitwise_and_(_MASK).bitwise_xor_(c3).bitwise_xor_(k1)
+        torch.bitwise_and(p0, _MASK, out=c3)
         k0, k1 = (k0 + _WEYL_0) & _MASK, (k1 + _WEYL_1) & _MASK
-    return c0, c1, c2, c3
 
 
 def uniform(rng: Tensor, shape: tuple[int, ...], row_axis: int | None, row_keys: Tensor, op: int) -> Tensor:
