@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 import torch.fx as fx
 
+from sarc.ir.call import op_name
 from sarc.ir.edge_program import EdgeProgram, edge_call
-from sarc.ir.ops import op_name
 from sarc.ir.program import Program
 from sarc.ir.space import DTYPE_NAMES, Size, ValueType
 

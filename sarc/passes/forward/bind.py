@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch.fx as fx
 
 from sarc.errors import UnsupportedModelError
+from sarc.ir.call import location, op_name
 from sarc.ir.dialect import GATHER, REDUCE, ROW_IDS, SELECT_ROWS
-from sarc.ir.ops import location, op_name
 from sarc.ir.program import Input, Output, Program, output_node, remove_dead, select_inputs
 from sarc.ir.space import ValueType
 

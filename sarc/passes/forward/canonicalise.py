@@ -14,8 +14,8 @@ import torch
 import torch.fx as fx
 
 from sarc.errors import UnsupportedModelError
+from sarc.ir.call import named_arguments
 from sarc.ir.dialect import ROW_IDS, SELECT_ROWS, UNIFORM
-from sarc.ir.ops import named_arguments
 from sarc.ir.space import Size, Space, Spaces
 from sarc.passes.base import RANDOM, merge_common
 

@@ -10,8 +10,9 @@ import torch
 import torch.fx as fx
 
 from sarc.errors import UnsupportedModelError
+from sarc.ir.call import location, named_arguments, op_name
 from sarc.ir.dialect import GATHER, REDUCE, ROW_IDS
-from sarc.ir.ops import location, named_arguments, op_name, size_of
+from sarc.ir.ops import size_of
 from sarc.ir.space import Rows, Size, Spaces, ValueType
 from sarc.passes.base import Builder, merge_common
 
