@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import sympy
 import torch
@@ -79,12 +80,10 @@ class _Question(Exception):
 class _CaptureMode(TorchFunctionMode):
     """Answers Python numbers taken from tensors, and cuts gradients where the model switched them off."""
 
-    _NUMBER: dict[Callable, Callable]
-
     def __init__(self, answers: Sequence[object]):
         super().__init__()
         self.answers, self.asked = answers, 0
-        self._number = {
+        self._number: dict[Any, Callable[[Any], Any]] = {
             Tensor.__int__: int,
             Tensor.__bool__: bool,
             Tensor.__float__: float,
@@ -110,7 +109,7 @@ class _CaptureMode(TorchFunctionMode):
 def capture(
     module: nn.Module,
     arguments: Sequence[Argument],
-    call: Callable[[nn.Module, Sequence[Tensor], dict[str, object]], object],
+    call: Callable[[nn.Module, Sequence[Tensor], dict[str, Any]], Any],
     spaces: Spaces,
     answers: Sequence[object] = (),
 ) -> Captured:
@@ -144,14 +143,14 @@ def capture(
         fakes += [torch.empty([_length(d, rows) for d in a.type.dims], dtype=a.type.dtype) for a in arguments]
         fakes += [torch.empty((size,), dtype=torch.uint8) for size in rows.values()]
     mode = _CaptureMode(answers)
-    outcome: dict[str, object] = {}
+    outcome: dict[str, Any] = {}
 
     def forward(*values: Tensor) -> list[Tensor]:
-        values = list(values)
-        given = {name: values.pop(0) for name in parameters}
-        state = {name: values.pop(0) for name in buffers}
-        tensors = [values.pop(0) for _ in arguments]
-        sizes = {name: anchor.shape[0] for name, anchor in zip(rows, values, strict=True)}
+        left = iter(values)
+        given = {name: next(left) for name in parameters}
+        state = {name: next(left) for name in buffers}
+        tensors = [next(left) for _ in arguments]
+        sizes = {name: anchor.shape[0] for name, anchor in zip(rows, left, strict=True)}
         place_tensors(module, "_parameters", parameters, given)
         place_tensors(module, "_buffers", buffers, state)
         try:
@@ -161,7 +160,8 @@ def capture(
             outcome.update(question=question.line or "the model", structure=None, outputs=[Output("result", "0")])
             return [question.tensor]
         leaves, tree = pytree.tree_flatten(result)
-        results, places = [], []
+        results: list[Tensor] = []
+        places: list[Any] = []
         for leaf in leaves:
             if isinstance(leaf, torch.SymInt | torch.SymFloat):
                 raise UnsupportedModelError(
@@ -194,13 +194,15 @@ def capture(
     except GuardOnDataDependentSymNode as error:
         raise UnsupportedModelError(
             f"{user_line(traceback.extract_tb(error.__traceback__))}: control flow or a shape depends on data that is "
-            f"not known when the model is compiled ({error.args[0].splitlines()[0]}); expected shapes and branches that "
-            f"depend on the graph or on Python values only: use torch.where, or compute the number outside the model"
+            f"not known when the model is compiled ({error.args[0].splitlines()[0]}); expected shapes and branches "
+            f"that depend on the graph or on Python values only: use torch.where, or compute the number outside the "
+            f"model"
         ) from error
     except Exception as error:
         line = user_line(traceback.extract_tb(error.__traceback__))
+        what = next(iter(str(error).strip().splitlines()), "")
         raise UnsupportedModelError(
-            f"{line}: the model could not be captured: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}; "
+            f"{line}: the model could not be captured: {type(error).__name__}: {what}; "
             f"expected the forward to run on tensors of other lengths as it does on the given ones"
         ) from error
     _check_guards(shape_env, symbols)
@@ -250,7 +252,8 @@ def place_tensors(module: nn.Module, slot: str, originals: dict[str, Tensor], va
 
 def _symbol(fake_mode: FakeTensorMode, hint: int) -> torch.SymInt:
     context = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
-    return fake_mode.from_tensor(torch.empty(hint, dtype=torch.uint8), symbolic_context=context).shape[0]
+    size: Any = fake_mode.from_tensor(torch.empty(hint, dtype=torch.uint8), symbolic_context=context).shape[0]
+    return size
 
 
 def _length(dim, rows):
@@ -277,11 +280,11 @@ def _refuse_autograd_functions():
             f"let sarc differentiate it"
         )
 
-    torch.autograd.Function.apply = classmethod(apply)
+    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        torch.autograd.Function.apply = original
+        torch.autograd.Function.apply = original  # type: ignore[method-assign]
 
 
 def _check_guards(shape_env: ShapeEnv, symbols: dict[sympy.Symbol, sympy.Expr]) -> None:

@@ -28,10 +28,11 @@ def joint_decompositions() -> dict:
 _STOCK_FORWARD = [
     "nll_loss_forward", "nll_loss2d_forward", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
     "binary_cross_entropy", "binary_cross_entropy_with_logits", "soft_margin_loss", "_prelu_kernel", "rrelu_with_noise",
-    "im2col", "addcmul", "addcdiv", "lerp", "addmv", "dot", "mv", "linalg_cross", "hardswish", "hardsigmoid", "softshrink",
-    "celu", "selu_", "elu", "mish", "hardtanh", "softplus", "log_sigmoid_forward", "special_log_ndtr", "xlogy", "frac",
-    "isposinf", "isneginf", "nan_to_num", "logaddexp", "trace", "diag_embed", "logit", "native_dropout", "glu", "renorm",
-    "std_mean", "masked_fill", "new_full", "new_zeros", "new_ones", "zeros_like", "ones_like", "full_like",
+    "im2col", "addcmul", "addcdiv", "lerp", "addmv", "dot", "mv", "linalg_cross", "hardswish", "hardsigmoid",
+    "softshrink", "celu", "selu_", "elu", "mish", "hardtanh", "softplus", "log_sigmoid_forward", "special_log_ndtr",
+    "xlogy", "frac",
+    "isposinf", "isneginf", "nan_to_num", "logaddexp", "trace", "diag_embed", "logit", "native_dropout", "glu",
+    "renorm", "std_mean", "masked_fill", "new_full", "new_zeros", "new_ones", "zeros_like", "ones_like", "full_like",
 ]  # fmt: skip
 _STOCK_BACKWARD = [
     "threshold_backward", "leaky_relu_backward", "elu_backward", "gelu_backward", "silu_backward", "mish_backward",

@@ -104,7 +104,7 @@ def _(rng, size, op):
 
 @torch.library.custom_op("sarc::row_ids", mutates_args=())
 def row_ids(size: int) -> Tensor:
-    """int64 [size]: the id of each row of a space (0 .. size - 1 on the whole graph; a part's own rows' ids on a part)."""
+    """int64 [size]: the id of each row of a space: 0 .. size - 1 on the whole graph, its own rows' ids on a part."""
     return torch.arange(size)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.fx as fx
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from sarc.ir.philox import uniform
 from sarc.ir.space import Rows, ValueType
 
 
-def keyed_uniform(node: fx.Node, args, row_keys: dict[str, Tensor]) -> Tensor:
+def keyed_uniform(node: fx.Node, args: Any, row_keys: dict[str, Tensor]) -> Tensor:
     """The draws of a `uniform` node for rows with given keys."""
     rng, shape, op = args
     type_: ValueType = node.meta["type"]
@@ -17,6 +19,7 @@ def keyed_uniform(node: fx.Node, args, row_keys: dict[str, Tensor]) -> Tensor:
     if axis is None:
         return uniform(rng, tuple(shape), None, rng, op)
     dim = type_.dims[axis]
+    assert isinstance(dim, Rows)
     keys = row_keys[dim.space]
     if not dim.plain:
         keys = spread_keys(keys, dim)
@@ -24,7 +27,7 @@ def keyed_uniform(node: fx.Node, args, row_keys: dict[str, Tensor]) -> Tensor:
 
 
 def spread_keys(keys: Tensor, dim: Rows) -> Tensor:
-    """Keys of flattened rows: entry (b, row, a) of `before * rows * after` has key row * before * after + b * after + a."""
+    """Keys of flattened rows: entry (b, row, a) has key (key of row) * before * after + b * after + a."""
     inner = keys.view(1, -1, 1) * (dim.before * dim.after)
     before = keys.new_tensor(range(dim.before)).view(-1, 1, 1) * dim.after
     after = keys.new_tensor(range(dim.after)).view(1, 1, -1)

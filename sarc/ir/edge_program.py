@@ -122,8 +122,20 @@ class EdgeProgram:
 
 
 def edge_call(program: EdgeProgram, values: Sequence[Tensor], columns: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Plain-torch meaning of an edge program on the whole graph: one block holds every edge."""
-    raise TypeError("edge_call is run by run_whole: its meaning needs the sizes of all spaces")
+    """The operator that applies an edge program; one result for each entry of `program.results`.
+
+    It is a name in programs only: its meaning is `run_whole` (every edge in one block) in the interpreter, and a
+    schedule's blocks on a part. Both need the sizes of spaces and the keys of rows, which are no operands.
+
+    Args:
+        program: what to compute.
+        values: node, edge and replicated tensors, read by `Operand.value`.
+        columns: int64 [rows of the edge space], read by `Operand.column` and `Result.column`.
+
+    Raises:
+        TypeError: when it is called.
+    """
+    raise TypeError("edge_call names an edge program in a graph: run it with run_whole")
 
 
 def run_whole(
@@ -134,13 +146,17 @@ def run_whole(
     keys: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
     """The edge program on whole-graph tensors."""
-    rows = [
-        values[o.value] if o.column is None else values[o.value].index_select(o.axis, columns[o.column])
-        for o in program.operands
-    ]
+    rows = []
+    for operand in program.operands:
+        value = values[operand.value]
+        if operand.column is not None:
+            assert operand.axis is not None
+            value = value.index_select(operand.axis, columns[operand.column])
+        rows.append(value)
     folded = []
     for result, value in zip(program.results, program.run_block(rows, sizes, sizes, keys), strict=True):
         if result.kind == "reduce":
+            assert result.axis is not None and result.column is not None
             into = new_accumulator(result, sizes, value.device)
             fold_rows(into, result.axis, columns[result.column], value, result.fold)
             value = into
@@ -217,7 +233,7 @@ def fetch_layout(program: EdgeProgram, values: Sequence[ValueType]) -> ChunkLayo
     """Message layout of the rows that `program` reads through its remote column; keys are indices of values."""
     picked = {}
     for operand in program.operands:
-        if operand.column is not None and operand.column == program.remote:
+        if operand.column is not None and operand.axis is not None and operand.column == program.remote:
             picked[operand.value] = (operand.value, operand.axis, values[operand.value])
     return _layout(list(picked.values()))
 
@@ -227,7 +243,7 @@ def return_layout(program: EdgeProgram) -> ChunkLayout:
     picked = [
         (k, r.axis, r.type)
         for k, r in enumerate(program.results)
-        if r.kind == "reduce" and r.column == program.remote and program.remote is not None
+        if r.axis is not None and r.column is not None and r.column == program.remote
     ]
     return _layout(picked)
 
@@ -235,6 +251,6 @@ def return_layout(program: EdgeProgram) -> ChunkLayout:
 def _layout(picked: list[tuple[int, int, ValueType]]) -> ChunkLayout:
     entries = []
     for key, axis, type_ in sorted(picked, key=lambda entry: (-entry[2].dtype.itemsize, entry[0])):
-        row = tuple(d for place, d in enumerate(type_.dims) if place != axis)
+        row = tuple(d for place, d in enumerate(type_.dims) if place != axis and not isinstance(d, Rows))
         entries.append((key, axis, type_.dtype, row))
     return ChunkLayout(tuple(entries))

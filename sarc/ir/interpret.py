@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch.fx as fx
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from sarc.ir.dialect import UNIFORM
 from sarc.ir.draws import keyed_uniform
 from sarc.ir.edge_program import edge_call, run_whole
+from sarc.ir.ops import Types
 from sarc.ir.program import Program, map_sizes
 from sarc.ir.space import Rows, Spaces, ValueType
 
@@ -34,18 +36,18 @@ def interpret(
     sizes = {} if sizes is None else sizes
     for node, value in zip(program.placeholders, values, strict=True):
         learn_sizes(node.meta["type"], value, program.spaces, sizes)
-    env: dict[fx.Node, object] = dict(zip(program.placeholders, values, strict=True))
+    env: dict[fx.Node, Any] = dict(zip(program.placeholders, values, strict=True))
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue
         if node.target is operator.getitem:
             env[node] = env[node.args[0]][node.args[1]]
             continue
-        local = program.spaces.numbers(sizes)
-        args = map_sizes(fx.map_arg(node.args, env.__getitem__), lambda size: size.value(local))
-        kwargs = map_sizes(fx.map_arg(node.kwargs, env.__getitem__), lambda size: size.value(local))
+        known = program.spaces.numbers(sizes)
+        args, kwargs = _operands(node, env, known)
         if node.target is edge_call:
-            env[node] = run_whole(*args, local, row_keys)
+            edges, operands, columns = args
+            env[node] = run_whole(edges, operands, columns, known, row_keys)
         elif node.target is UNIFORM and row_keys:
             env[node] = keyed_uniform(node, args, row_keys)
         else:
@@ -54,7 +56,14 @@ def interpret(
     return [env[n] for n in program.returned]
 
 
-def learn_sizes(type_, value, spaces: Spaces, sizes: dict[str, int]) -> None:
+def _operands(node: fx.Node, env: dict[fx.Node, Any], sizes: dict[str, int]) -> tuple[Any, Any]:
+    """The call's operands: tensors for values, numbers for sizes."""
+    tensors = fx.map_arg((node.args, dict(node.kwargs)), env.__getitem__)
+    return map_sizes(tensors, lambda size: size.value(sizes))
+
+
+def learn_sizes(type_: Types, value: Any, spaces: Spaces, sizes: dict[str, int]) -> None:
+    """Add to `sizes` what the shape of a value of type `type_` shows."""
     if isinstance(type_, ValueType):
         for dim, length in zip(type_.dims, value.shape, strict=True):
             if isinstance(dim, Rows) and spaces[dim.space].kind != "concat":

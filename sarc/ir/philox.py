@@ -16,7 +16,10 @@ _ROUNDS = 10
 _SLICE = 32_768
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+Words = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def philox(counter: Words, key: tuple[int, int]) -> Words:
     """Four 32-bit words for each counter.
 
     Args:
@@ -34,7 +37,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     # The ten rounds read and write every word many times: in slices that stay in cache, and in place.
     for start in range(0, flat[0].numel(), _SLICE):
         _rounds([f[start : start + _SLICE] for f in flat], key)
-    return tuple(out)
+    return out[0], out[1], out[2], out[3]
 
 
 def _rounds(words: list[Tensor], key: tuple[int, int]) -> None:

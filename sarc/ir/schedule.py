@@ -157,5 +157,6 @@ class Schedule:
         return dict(Counter(type(i).__name__ for i in self.instructions))
 
     def __str__(self) -> str:
-        head = f"schedule {self.stage} part {self.rank}: at most {self.chunk_limit} chunks alive, sends {self.sent_bytes} B"
+        limit = f"at most {self.chunk_limit} chunks alive"
+        head = f"schedule {self.stage} part {self.rank}: {limit}, sends {self.sent_bytes} B"
         return "\n".join([head, *(f"  {i}" for i in self.instructions)])

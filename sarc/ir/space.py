@@ -167,7 +167,8 @@ class Spaces:
         else:
             self.sizes[space.name] = sympy.Symbol(space.name)
             previous = [s for n, s in self.surrogates.items() if self.table[n].kind != "concat"]
-            self.surrogates[space.name] = int(sympy.nextprime(max(previous, default=10_000_000) + 100_003 * len(previous)))
+            start = max(previous, default=10_000_000) + 100_003 * len(previous)
+            self.surrogates[space.name] = int(sympy.nextprime(start))
         return space
 
     def rename_mask(self, name: str, mask: str) -> None:

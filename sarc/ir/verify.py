@@ -79,7 +79,8 @@ def _check_edge_program(program: Program, node: fx.Node) -> None:
         if call.op == "call_function" and call.target is not operator.getitem:
             expected = infer(call, program.spaces.copy())
             if expected != call.meta["type"]:
-                raise _fault(program, node, f"{edges}: %{call.name} has type {_show(call.meta['type'])}, expected {_show(expected)}")
+                got = _show(call.meta["type"])
+                raise _fault(program, node, f"{edges}: %{call.name} has type {got}, expected {_show(expected)}")
 
 
 def _show(types) -> str:

@@ -17,7 +17,8 @@ aten = torch.ops.aten
 RANDOM = {
     aten.bernoulli.p, aten.bernoulli.default, aten.rand.default, aten.rand_like.default, aten.randn.default,
     aten.randn_like.default, aten.uniform.default, aten.normal_functional.default, aten.exponential.default,
-    aten.native_dropout.default, aten.randint.default, aten.randint.low, aten.randint_like.default, aten.randperm.default,
+    aten.native_dropout.default, aten.randint.default, aten.randint.low, aten.randint_like.default,
+    aten.randperm.default,
     aten.multinomial.default, aten.rrelu_with_noise_functional.default, aten.geometric.default, aten.log_normal.default,
     aten.normal.float_float, aten.normal.Tensor_Tensor, aten.poisson.default,
 }  # fmt: skip

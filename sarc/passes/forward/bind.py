@@ -90,8 +90,10 @@ def _boundary(program: Program, times: dict[fx.Node, int]) -> list[fx.Node]:
 
 def _check_columns(program: Program, times: dict[fx.Node, int]) -> None:
     for node in program.graph.nodes:
-        column = node.args[0] if node.target is SELECT_ROWS else node.args[1] if node.target in (GATHER, REDUCE) else None
-        if column is not None and times[column] == STEP:
+        if node.target not in (SELECT_ROWS, GATHER, REDUCE):
+            continue
+        column = node.args[0 if node.target is SELECT_ROWS else 1]
+        if times[column] == STEP:
             what = "rows are selected by" if node.target is SELECT_ROWS else "an index of rows is"
             raise UnsupportedModelError(
                 f"{location(node)}{what} values that depend on features or parameters ({op_name(node.target)}): which "

@@ -1,13 +1,14 @@
 """canonicalise: few forms for many, before anything looks at indices.
 
-Sizes become `Size` operands, creation operators become `full` or `row_ids`, random operators become counter-based draws,
-selections by a mask name the rows they select, copies disappear. Every derived space of the program is entered here.
+Sizes become `Size` operands, creation operators become `full` or `row_ids`, random operators become counter-based
+draws, selections by a mask name the rows they select, copies disappear. Every derived space is entered here.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import sympy
 import torch
@@ -27,8 +28,8 @@ _FILL = {
     aten.full: None, aten.new_full: None, aten.full_like: None,
 }  # fmt: skip
 _COPIES = {
-    aten.clone.default, aten.alias.default, aten.contiguous.default, aten.lift_fresh_copy.default, aten.lift_fresh.default,
-    aten.lift.default,
+    aten.clone.default, aten.alias.default, aten.contiguous.default, aten.lift_fresh_copy.default,
+    aten.lift_fresh.default, aten.lift.default,
 }  # fmt: skip
 _RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
 _IGNORED_KWARGS = ("device", "pin_memory", "layout", "memory_format", "non_blocking", "requires_grad", "implicit")
@@ -54,13 +55,15 @@ class Canonicalise:
         """The canonical graph; placeholders keep their order and take `names`; "rng" comes last when it is needed."""
         self.names = list(names)
         graph = fx.Graph()
-        graph.graph_copy(traced, env := {})
+        env: dict[fx.Node, fx.Node] = {}
+        graph.graph_copy(traced, env)
         returned = next(n for n in traced.nodes if n.op == "output").args[0]
         graph.output(fx.map_arg(returned, env.__getitem__))
         for node in graph.nodes:
             node.meta = dict(node.meta)
         merge_common(graph, self._unify)
-        self.graph, self.env = fx.Graph(), {}
+        self.graph = fx.Graph()
+        self.env: dict[fx.Node, Any] = {}
         for node in graph.nodes:
             self._visit(node)
         return self.graph
@@ -137,7 +140,7 @@ class Canonicalise:
             if target in _COPIES:
                 self.env[node] = self.arg(node.args[0])
                 return
-            rewrite = self._REWRITES.get(packet)
+            rewrite = _REWRITES.get(packet)
             if rewrite is not None:
                 made = rewrite(self, node)
                 if made is not None:
@@ -207,8 +210,8 @@ class Canonicalise:
         if mask.meta["val"].dim() != 1:
             shape = "x".join(map(str, self.shape(mask)))
             raise UnsupportedModelError(
-                f"{self.node.meta.get('loc', '')}: a boolean mask of shape {shape} selects entries; expected a mask over "
-                f"rows, of one dimension: use torch.where to mask entries"
+                f"{self.node.meta.get('loc', '')}: a boolean mask of shape {shape} selects entries; expected a mask "
+                f"over rows, of one dimension: use torch.where to mask entries"
             )
         for node in self.graph.nodes:
             if node.target is SELECT_ROWS and node.args[0] is made:
@@ -270,7 +273,7 @@ class Canonicalise:
 
     def _cat(self, node: fx.Node) -> fx.Node | None:
         shapes = {p: p.meta["val"].shape for p in node.args[0]}
-        parts = [p for p in node.args[0] if not (len(shapes[p]) == 1 and isinstance(shapes[p][0], int) and shapes[p][0] == 0)]
+        parts = [p for p in node.args[0] if len(shapes[p]) != 1 or not _is_zero(shapes[p][0])]
         axis = (node.args[1] if len(node.args) > 1 else 0) % parts[0].meta["val"].dim()
         lengths = [p.meta["val"].shape[axis] for p in parts]
         if all(isinstance(n, torch.SymInt) for n in lengths) and len(parts) > 1:
@@ -350,15 +353,21 @@ class Canonicalise:
         value = value if std == 1.0 else self.emit(aten.mul.Tensor, value, std)
         return value if mean == 0.0 else self.emit(aten.add.Tensor, value, mean)
 
-    _REWRITES = {
-        aten._to_copy: _to_copy,
-        aten.arange: _arange,
-        aten.scalar_tensor: _scalar_tensor,
-        aten.squeeze: _squeeze,
-        aten.slice: _slice,
-        aten.nonzero: _nonzero,
-        aten.masked_select: _masked_select,
-        aten.index: _index,
-        aten.index_put: _index_put,
-        aten.cat: _cat,
-    }
+
+def _is_zero(length: int | torch.SymInt) -> bool:
+    """Whether a length is the number 0: a symbolic one may turn out 0, but is not known to be."""
+    return isinstance(length, int) and length == 0
+
+
+_REWRITES = {
+    aten._to_copy: Canonicalise._to_copy,
+    aten.arange: Canonicalise._arange,
+    aten.scalar_tensor: Canonicalise._scalar_tensor,
+    aten.squeeze: Canonicalise._squeeze,
+    aten.slice: Canonicalise._slice,
+    aten.nonzero: Canonicalise._nonzero,
+    aten.masked_select: Canonicalise._masked_select,
+    aten.index: Canonicalise._index,
+    aten.index_put: Canonicalise._index_put,
+    aten.cat: Canonicalise._cat,
+}

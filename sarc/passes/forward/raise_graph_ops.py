@@ -12,6 +12,7 @@ import torch.fx as fx
 from sarc.errors import UnsupportedModelError
 from sarc.ir.call import location, named_arguments, op_name
 from sarc.ir.dialect import GATHER, REDUCE, ROW_IDS
+from sarc.ir.layout_rules import static_length
 from sarc.ir.ops import size_of
 from sarc.ir.space import Rows, Size, Spaces, ValueType
 from sarc.passes.base import Builder, merge_common
@@ -134,7 +135,7 @@ class RaiseGraphOps:
             raise self._refuse(
                 node,
                 f"picks {rows} fixed rows of {dim}",
-                "expected an index with rows of its own (nodes, edges, or rows selected by a mask): select them by a mask",
+                "expected an index with rows of its own (nodes, edges, rows selected by a mask): select them by a mask",
             )
         return self.builder.call(GATHER, x, column, axis)
 
@@ -176,20 +177,21 @@ class RaiseGraphOps:
         axes = [axis for axis, _ in used]
         if axes != list(range(axes[0], axes[0] + len(axes))):
             raise self._refuse(node, "indexes axes that are not adjacent", "index one axis at a time")
-        if len(used) == 2 and used[0][1].target is ROW_IDS and self._type(used[0][1]).dims[0] == self._type(x).dims[axes[0]]:
+        dims = self._type(x).dims
+        if len(used) == 2 and used[0][1].target is ROW_IDS and self._type(used[0][1]).dims[0] == dims[axes[0]]:
             return self._pick_feature(node, x, used[1][1], axes)
         if any(self._has_rows(x, axis) for axis in axes):
-            raise self._refuse(node, "indexes rows and features at once", "gather the rows first, then torch.gather features")
-        flat, dims = self.env[x], list(self._type(x).dims)
+            raise self._refuse(
+                node, "indexes rows and features at once", "gather the rows first, then torch.gather features"
+            )
+        flat = self.env[x]
         column = None
         for axis, index in used:
             column = self.env[index] if column is None else self.builder.call(
                 aten.add.Tensor, self.builder.call(aten.mul.Tensor, column, dims[axis]), self.env[index]
             )
         shape = [size_of(d, self.spaces) for d in dims]
-        length = 1
-        for axis in axes:
-            length *= shape[axis]
+        length = static_length(tuple(dims[axis] for axis in axes))
         flat = self.builder.call(aten.view.default, flat, [*shape[: axes[0]], length, *shape[axes[-1] + 1 :]])
         return self._gather_shaped(node, flat, column, axes[0])
 

@@ -8,12 +8,15 @@ belongs to.
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import sympy
 import torch
 import torch.fx as fx
 import torch.fx.traceback as fx_traceback
+from torch import Tensor
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
@@ -46,7 +49,7 @@ def differentiate(step: Program, wrt: frozenset[Input]) -> Program:
     types = [n.meta["type"] for n in step.placeholders] + [t for t, _ in results]
     present: list[Input] = []
 
-    def joint(*values):
+    def joint(*values: Tensor) -> list[Tensor]:
         primals, tangents = list(values[: len(step.inputs)]), values[len(step.inputs) : len(types)]
         for k, entry in enumerate(step.inputs):
             if entry in wrt:
@@ -56,7 +59,7 @@ def differentiate(step: Program, wrt: frozenset[Input]) -> Program:
         outs = [v for v, o in zip(returned, step.outputs, strict=True) if o in [r for _, r in results]]
         pairs = [(o, t) for o, t in zip(outs, tangents, strict=True) if o.requires_grad]
         asked = [(e, v) for e, v in zip(step.inputs, primals, strict=True) if e in wrt]
-        grads: list = [None] * len(asked)
+        grads: Sequence[Tensor | None] = [None] * len(asked)
         if pairs:
             grads = torch.autograd.grad(
                 [o for o, _ in pairs], [v for _, v in asked], [t for _, t in pairs], allow_unused=True
@@ -66,7 +69,8 @@ def differentiate(step: Program, wrt: frozenset[Input]) -> Program:
 
     with fake_mode:
         # The trace needs a tensor that shows each size; these anchors are dropped with the other unused inputs.
-        fakes = [*(_fake(t, sizes, step) for t in types), *(torch.empty((n,), dtype=torch.uint8) for n in sizes.values())]
+        anchors = [torch.empty((size,), dtype=torch.uint8) for size in sizes.values()]
+        fakes = [*(_fake(t, sizes, step) for t in types), *anchors]
     traced = make_fx(
         dispatch_functionalize(joint, FunctionalTensorMode(_allow_token_discovery=False)),
         decomposition_table=joint_decompositions(),
@@ -100,7 +104,8 @@ def differentiate(step: Program, wrt: frozenset[Input]) -> Program:
 
 def _symbol(fake_mode: FakeTensorMode, hint: int) -> torch.SymInt:
     context = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
-    return fake_mode.from_tensor(torch.empty(hint, dtype=torch.uint8), symbolic_context=context).shape[0]
+    size: Any = fake_mode.from_tensor(torch.empty(hint, dtype=torch.uint8), symbolic_context=context).shape[0]
+    return size
 
 
 def _fake(type_: ValueType, sizes: dict[str, torch.SymInt], step: Program) -> torch.Tensor:
@@ -111,7 +116,7 @@ def _fake(type_: ValueType, sizes: dict[str, torch.SymInt], step: Program) -> to
     return torch.empty(lengths, dtype=type_.dtype)
 
 
-def evaluate(expr: sympy.Expr, sizes: dict[str, torch.SymInt]):
+def evaluate(expr: sympy.Expr, sizes: dict[str, torch.SymInt]) -> Any:
     """A sympy size as an expression over symbolic integers."""
     if expr.is_Integer:
         return int(expr)
@@ -145,10 +150,9 @@ def evaluate(expr: sympy.Expr, sizes: dict[str, torch.SymInt]):
     raise NotImplementedError(f"size formula {expr}")
 
 
-def _run(step: Program, values: list, sizes: dict[str, torch.SymInt]) -> list:
+def _run(step: Program, values: list[Tensor], sizes: dict[str, torch.SymInt]) -> list[Tensor]:
     """The step program on traced tensors; every operator recorded meanwhile carries its node's source line."""
-    env: dict[fx.Node, object] = dict(zip(step.placeholders, values, strict=True))
-    concrete = lambda tree: map_sizes(tree, lambda size: evaluate(size.expr, sizes))  # noqa: E731
+    env: dict[fx.Node, Any] = dict(zip(step.placeholders, values, strict=True))
     for node in step.graph.nodes:
         if node.op != "call_function":
             continue
@@ -156,8 +160,8 @@ def _run(step: Program, values: list, sizes: dict[str, torch.SymInt]) -> list:
         if node.target is operator.getitem:
             env[node] = env[node.args[0]][node.args[1]]
             continue
-        args = concrete(fx.map_arg(node.args, env.__getitem__))
-        kwargs = concrete(fx.map_arg(node.kwargs, env.__getitem__))
+        operands = fx.map_arg((node.args, dict(node.kwargs)), env.__getitem__)
+        args, kwargs = map_sizes(operands, lambda size: evaluate(size.expr, sizes))
         env[node] = result = node.target(*args, **kwargs)
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if tensor.grad_fn is not None:

@@ -110,7 +110,7 @@ def _regroups_rows(node: fx.Node) -> bool:
 
 
 def _goes_to_nodes(node: fx.Node, spaces: Spaces) -> bool:
-    rows, column, axis = node.args[:3]
+    column, axis = node.args[1:3]
     source, target = column.meta["type"].dims[0], node.meta["type"].dims[axis]
     if not isinstance(target, Rows) or not isinstance(source, Rows) or _is_aligned(column):
         return False
@@ -118,7 +118,7 @@ def _goes_to_nodes(node: fx.Node, spaces: Spaces) -> bool:
 
 
 def _contracts_edges(node: fx.Node, spaces: Spaces) -> bool:
-    """A contraction of an edge space (a sum over edges, a weight gradient of a per-edge layer, edges to replicated rows)."""
+    """Whether edges are contracted: summed, in a weight gradient of a per-edge layer, folded to replicated rows."""
     found = _single(node)
     if found is None or node.target is operator.getitem:
         return False
@@ -151,7 +151,6 @@ def fuse(program: Program, folds: list[Fold]) -> Program:
     groups = _group(program, folds)
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
-    made: dict[fx.Node, fx.Node] = {}
     fold_nodes = {f.node for f in folds}
     group_of = {f.node: k for k, group in enumerate(groups) for f in group}
 
@@ -182,12 +181,10 @@ def fuse(program: Program, folds: list[Fold]) -> Program:
     for node in program.placeholders:
         env[node] = graph.node_copy(node)
         env[node].meta = dict(node.meta)
-    order = list(program.graph.nodes)
-    for node in order:
+    for node in program.graph.nodes:
         if node in fold_nodes or (node.op == "call_function" and _stays(node, program, fold_nodes)):
             emit(node)
     graph.output([emit(n) for n in program.returned])
-    del made
     remove_dead(graph)
     return Program(graph, program.spaces.copy(), program.inputs, program.outputs, program.stage, program.constants)
 
@@ -221,7 +218,7 @@ def _region(fold: Fold, program: Program, folds: set[fx.Node]) -> list[fx.Node]:
         if node in found or node.op != "call_function":
             continue
         if node is not fold.node:
-            if node in folds and by_kind_is_leaf(node, program):
+            if node in folds and _is_finished(node, program):
                 continue
             if not _in_body(node, fold.space, program.spaces):
                 continue
@@ -232,8 +229,8 @@ def _region(fold: Fold, program: Program, folds: set[fx.Node]) -> list[fx.Node]:
     return [n for n in program.graph.nodes if n in found]
 
 
-def by_kind_is_leaf(node: fx.Node, program: Program) -> bool:
-    """Whether another fold's value is read as a finished tensor: reduces and contractions are, stores are recomputed."""
+def _is_finished(node: fx.Node, program: Program) -> bool:
+    """Whether a fold's value is read as a tensor: those of reduces and contractions are, stores are computed again."""
     return _body_space(node, program.spaces) is None
 
 

@@ -6,13 +6,13 @@ posted `prefetch` chunks ahead and nothing ends in a barrier. Every value is fre
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch.fx as fx
 
 from sarc.ir.collective import all_reduce
 from sarc.ir.dialect import GATHER, REDUCE
-from sarc.ir.edge_program import edge_call, fetch_layout, return_layout
+from sarc.ir.edge_program import EdgeProgram, edge_call, fetch_layout, return_layout
 from sarc.ir.program import Program
 from sarc.ir.schedule import (
     AllReduce,
@@ -132,7 +132,7 @@ def _edge_call(
             out.append(Send(tag("out", r, c), name, dest, c, outgoing, outgoing * fetch, "fetch"))
 
     def finish_return(k: int) -> None:
-        r, c, source, dest, incoming, outgoing = rounds[k]
+        r, c, _, dest, incoming, outgoing = rounds[k]
         if outgoing:
             buffer = tag("sum_in", r, c)
             out.extend([Wait(buffer, (call, r, c, 1)), Combine(name, buffer, dest, c), Free((buffer,))])
@@ -173,12 +173,14 @@ def _edge_call(
     return out
 
 
-def _remote_target(edges, values) -> str:
+def _remote_target(edges: EdgeProgram, values: Sequence[fx.Node]) -> str | None:
     for operand in edges.operands:
-        if operand.column == edges.remote:
+        if operand.column == edges.remote and operand.axis is not None:
             return _space(values[operand.value], operand.axis)
     result = next(r for r in edges.results if r.column == edges.remote)
-    return result.type.dims[result.axis].space
+    assert result.axis is not None
+    dim = result.type.dims[result.axis]
+    return dim.space if isinstance(dim, Rows) else None
 
 
 def _rounds(column: ColumnMap, p: int, num_parts: int) -> list[tuple[int, int, int, int, int, int]]:
