@@ -10,7 +10,9 @@ import torch.fx as fx
 from torch import Tensor, nn
 
 from sarc.errors import PartitionError
-from sarc.frontends.capture import Argument, Captured, capture
+from sarc.frontends.capture import Argument, Captured, capture, fill_results
+from sarc.frontends.check_inputs import check_devices, check_graph, check_ranks, find_graph
+from sarc.frontends.inputs import argument, candidates, choose, take_apart
 from sarc.ir.program import Input, Program
 from sarc.ir.schedule import Schedule
 from sarc.ir.space import Rows, Space, Spaces, ValueType
@@ -47,7 +49,20 @@ class Stages:
 
 
 class Pipeline:
-    """The passes, in order. Each line is a pass or a stage in a file of its own."""
+    """The passes, in order. Each line is a pass or a stage in a file of its own.
+
+    The first block reads calls; the runtime reaches it through here, since it stands on the frontends' floor.
+    """
+
+    take_apart = staticmethod(take_apart)
+    check_devices = staticmethod(check_devices)
+    find_graph = staticmethod(find_graph)
+    candidates = staticmethod(candidates)
+    choose = staticmethod(choose)
+    check_ranks = staticmethod(check_ranks)
+    check_graph = staticmethod(check_graph)
+    argument = staticmethod(argument)
+    fill_results = staticmethod(fill_results)
 
     def front(
         self, module: nn.Module, arguments: Sequence[Argument], call: Callable, answers: Sequence[object]

@@ -26,8 +26,8 @@ from sarc.ir.ops import resolve_sizes
 from sarc.ir.program import Program
 from sarc.ir.space import Rows
 from sarc.partition.columns import Block, ColumnMap
-from sarc.runtime.bind import run_local
 from sarc.runtime.part_state import PartState
+from sarc.runtime.structure import run_local
 from sarc.runtime.transport import AllReduce, Handle, Transport, Wait
 
 
@@ -40,6 +40,7 @@ class Executor:
         state: the part's rows and column maps.
         transport: sends and receives.
         values: the part's rows of each input, by placeholder name; emptied as values are freed.
+        run: number of the run, common to all parts; messages of different runs never meet.
     """
 
     def __init__(
@@ -49,9 +50,11 @@ class Executor:
         state: PartState,
         transport: Transport,
         values: dict[str, Tensor],
+        run: int = 0,
     ):
         self.program, self.schedule, self.state, self.transport = program, schedule, state, transport
         self.env: dict[str, object] = values
+        self.number = run
         self.nodes = {n.name: n for n in program.graph.nodes}
         self.local, self.total = state.local_sizes(), state.total_sizes()
         self.chunks: dict[str, Tensor] = {}
@@ -133,7 +136,7 @@ class Executor:
     def _post_recv(self, step: ins.PostRecv) -> Generator:
         buffer = self._new_chunk(step.buffer, step.nbytes)
         what = self._what(step.buffer, step.peer)
-        self.messages[step.buffer] = self.transport.receive(step.peer, self.state.rank, buffer, what)
+        self.messages[step.buffer] = self.transport.receive(step.peer, self.state.rank, buffer, what, self.number)
         return
         yield
 
@@ -145,7 +148,7 @@ class Executor:
         if buffer.nbytes != step.nbytes:
             raise ExchangeError(f"{self._what(step.buffer, step.peer)}: {buffer.nbytes} bytes, planned {step.nbytes}")
         what = self._what(step.buffer, step.peer)
-        self.messages[step.buffer] = self.transport.send(self.state.rank, step.peer, buffer, what)
+        self.messages[step.buffer] = self.transport.send(self.state.rank, step.peer, buffer, what, self.number)
         return
         yield
 

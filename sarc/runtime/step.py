@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,113 +11,160 @@ from torch import Tensor
 
 from sarc.errors import UnsupportedModelError
 from sarc.ir.program import Input, Program
+from sarc.runtime.binding import Binding, Values, cut_inputs
 from sarc.runtime.executor import Executor
 from sarc.runtime.transport import Transport, run_parts
 
 
-@dataclass
+@dataclass(frozen=True)
 class Step:
-    """What a forward leaves for its backward.
+    """One call: what its forward runs on, and leaves for its backward.
 
     Attributes:
-        variant: the compiled variant, with its binding.
+        stages: programs of the variant.
+        binding: to the graph of this call.
+        wrt: inputs that receive gradients, in the order of the backward program's outputs.
         transport: of the process.
+        number: of the call; its messages meet no other call's.
         rng: int64 [2], seed and step of the call's draws.
-        cut: each hosted part's placeholders of a program, except saved values and tangents.
+        values: arguments of the call.
+        state: parameters and buffers by name.
     """
 
-    variant: Any
+    stages: Any
+    binding: Binding
+    wrt: tuple[Input, ...]
     transport: Transport
+    number: int
     rng: Tensor
-    cut: Callable[[Program], list[dict[str, Tensor]]] | None = None
+    values: Values
+    state: Mapping[str, Tensor]
 
-
-def run_program(step: Step, forward: Program, binding, values, state) -> list[Tensor]:
-    """Results of the forward program for this process, differentiable where gradients were asked for."""
-    variant = step.variant
-    if "backward" not in binding.programs:
-        return _forward(step, forward)[0]
-    wrt = [entry for entry in _ordered(variant, binding)]
-    inputs = [state[e.name] if e.kind == "param" else values[e] for e in wrt]
-    return list(_Call.apply(step, wrt, *inputs))
-
-
-def _ordered(variant, binding) -> list[Input]:
-    """The inputs that receive gradients, in the order of the backward program's outputs."""
-    del binding
-    by_text = {str(e): e for e in variant.wrt}
-    return [by_text[o.name] for o in variant.stages["backward"].outputs]
-
-
-def _execute(step: Step, program: Program, stage: str, values: list[dict[str, Tensor]]) -> list[list[Tensor]]:
-    binding = step.variant.binding
-    works = {}
-    executors = []
-    for k, state in enumerate(binding.order.states):
-        executor = Executor(program, binding.schedules[stage][k], state, step.transport, values[k])
-        executors.append(executor)
-        works[state.rank] = executor.run()
-    results = run_parts(works, step.transport)
-    return [results[s.rank] for s in binding.order.states]
-
-
-def _forward(step: Step, program: Program) -> tuple[list[Tensor], list[list[Tensor]]]:
-    """The process's results, and each hosted part's saved values."""
-    binding = step.variant.binding
-    by_part = _execute(step, program, "forward", step.cut(program))
-    joined, saved = [], [[] for _ in by_part]
-    for k, (node, output) in enumerate(zip(program.returned, program.outputs, strict=True)):
-        if output.kind == "saved":
-            for part, results in enumerate(by_part):
-                saved[part].append(results[k])
+    def run(self) -> dict[str, Tensor]:
+        """The user's results by number, differentiable where gradients were asked for; buffers are updated."""
+        forward = self.binding.programs["forward"]
+        if "backward" in self.binding.programs:
+            results = _Call.apply(self, *(self._tensor(e) for e in self.wrt))
         else:
-            joined.append(binding.order.join([r[k] for r in by_part], node.meta["type"]))
-    return joined, saved
+            results, _ = self.run_forward()
+        outputs = [o for o in forward.outputs if o.kind != "saved"]
+        found = {}
+        for output, value in zip(outputs, results, strict=True):
+            if output.kind == "result":
+                found[output.name] = value
+            elif value is not self.state[output.name]:
+                with torch.no_grad():
+                    self.state[output.name].copy_(value)
+        return found
+
+    def _tensor(self, entry: Input) -> Tensor:
+        found = self.values[entry] if entry.kind == "arg" else self.state[entry.name]
+        assert found is not None, f"{entry} has no value"
+        return found
+
+    def run_forward(self) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """The process's results, and each hosted part's saved values."""
+        program = self.binding.programs["forward"]
+        by_part = self.execute("forward", self.inputs("forward"))
+        joined: list[Tensor] = []
+        saved: list[list[Tensor]] = [[] for _ in by_part]
+        for k, (node, output) in enumerate(zip(program.returned, program.outputs, strict=True)):
+            if output.kind == "saved":
+                for part, results in enumerate(by_part):
+                    saved[part].append(results[k])
+            else:
+                joined.append(self.binding.order.join([r[k] for r in by_part], node.meta["type"]))
+        return joined, saved
+
+    def execute(self, stage: str, values: list[dict[str, Tensor]]) -> list[list[Tensor]]:
+        """Run a stage on all hosted parts: each one's results, from its value of every placeholder."""
+        states = self.binding.order.states
+        program, schedules = self.binding.programs[stage], self.binding.schedules[stage]
+        run = 2 * self.number + (stage == "backward")
+        works = {
+            state.rank: Executor(program, schedule, state, self.transport, each, run).run()
+            for state, schedule, each in zip(states, schedules, values, strict=True)
+        }
+        results = run_parts(works, self.transport)
+        return [results[s.rank] for s in states]
+
+    def inputs(self, stage: str) -> list[dict[str, Tensor]]:
+        """Each hosted part's value of every placeholder but the saved ones and the tangents."""
+        program, binding = self.binding.programs[stage], self.binding
+        cuts = cut_inputs(program, self.values, binding.order, self.stages.captured.constants)
+        pieces: list[dict[str, Tensor]] = [{} for _ in cuts]
+        for node, entry in zip(program.placeholders, program.inputs, strict=True):
+            if entry.kind in ("param", "buffer"):
+                each = [self.state[entry.name].detach()] * len(pieces)
+            elif entry.kind == "bound":
+                each = [bound[entry.name] for bound in binding.bound]
+            elif entry.kind == "rng":
+                each = [self.rng] * len(pieces)
+            elif entry in cuts[0]:
+                each = [cut[entry] for cut in cuts]
+            else:
+                continue
+            for piece, value in zip(pieces, each, strict=True):
+                piece[node.name] = value
+        return pieces
+
+    def read_again(self) -> list[tuple[str, Tensor]]:
+        """The parameters, buffers and arguments that the backward reads, with their names."""
+        entries = [e for e in self.binding.programs["backward"].inputs if e.kind in ("param", "buffer", "arg")]
+        entries = [e for e in entries if e.kind != "arg" or self.values[e] is not None]
+        found = [(e.name, self._tensor(e)) for e in entries]
+        return [(name, t) for name, t in found if not t.is_inference()]
 
 
 class _Call(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, step: Step, wrt: list[Input], *inputs: Tensor):
-        program = step.variant.binding.programs["forward"]
-        results, saved = _forward(step, program)
-        ctx.step, ctx.wrt = step, wrt
-        ctx.binding = step.variant.binding
+    def forward(ctx, step: Step, *inputs: Tensor):
+        program: Program = step.binding.programs["forward"]
+        results, saved = step.run_forward()
+        ctx.step = step
+        ctx.versions = [t._version for _, t in step.read_again()]
         ctx.save_for_backward(*(t for each in saved for t in each))
         # A result that is an input itself must not be returned as such: autograd would see an in-place view of it.
         given = {t.data_ptr() for t in inputs}
         results = [r.clone() if r.numel() and r.data_ptr() in given else r for r in results]
-        ctx.mark_non_differentiable(*(r for r in results if not r.is_floating_point()))
         outputs = [o for o in program.outputs if o.kind != "saved"]
-        late = {o.name for o in outputs if o.kind == "buffer"}
-        ctx.mark_non_differentiable(*(r for r, o in zip(results, outputs, strict=True) if o.name in late))
+        fixed = [r for r, o in zip(results, outputs, strict=True) if o.kind == "buffer" or not r.is_floating_point()]
+        ctx.mark_non_differentiable(*fixed)
         return tuple(results)
 
     @staticmethod
     def backward(ctx, *grads: Tensor):
         if torch.is_grad_enabled():
             raise UnsupportedModelError(
-                "double backward (create_graph=True) through a compiled model: expected first-order gradients only; use "
-                "the plain model for gradient penalties"
+                "double backward (create_graph=True) through a compiled model: expected first-order gradients only; "
+                "use the plain model for gradient penalties"
             )
-        step, binding = ctx.step, ctx.binding
-        program: Program = binding.programs["backward"]
-        forward: Program = binding.programs["forward"]
+        step: Step = ctx.step
+        _check_versions(step, ctx.versions)
+        forward, backward = step.binding.programs["forward"], step.binding.programs["backward"]
         saved_names = [f"saved_{o.name}" for o in forward.outputs if o.kind == "saved"]
         count = len(saved_names)
-        values = step.cut(program)
+        values = step.inputs("backward")
+        stored = ctx.saved_tensors
         for k, each in enumerate(values):
-            stored = ctx.saved_tensors[k * count : (k + 1) * count]
-            each.update(zip(saved_names, stored, strict=True))
-        outputs = [(n, o) for n, o in zip(forward.returned, forward.outputs, strict=True) if o.kind != "saved"]
-        tangents = {o.name: (n, g) for (n, o), g in zip(outputs, grads, strict=True) if o.kind == "result"}
-        for node, entry in zip(program.placeholders, program.inputs, strict=True):
+            each.update(zip(saved_names, stored[k * count : (k + 1) * count], strict=True))
+        results = [o for o in forward.outputs if o.kind != "saved"]
+        tangents = {o.name: g for o, g in zip(results, grads, strict=True) if o.kind == "result"}
+        order = step.binding.order
+        for node, entry in zip(backward.placeholders, backward.inputs, strict=True):
             if entry.kind == "tangent":
-                _, grad = tangents[entry.name]
-                for each, piece in zip(values, binding.order.cut(grad, node.meta["type"]), strict=True):
+                for each, piece in zip(values, order.cut(tangents[entry.name], node.meta["type"]), strict=True):
                     each[node.name] = piece
-        by_part = _execute(step, program, "backward", values)
-        found = []
-        for k, node in enumerate(program.returned):
-            found.append(binding.order.join([r[k] for r in by_part], node.meta["type"]))
-        needs = ctx.needs_input_grad[2:]
-        return (None, None, *(g if need else None for g, need in zip(found, needs, strict=True)))
+        by_part = step.execute("backward", values)
+        found = [order.join([r[k] for r in by_part], node.meta["type"]) for k, node in enumerate(backward.returned)]
+        return (None, *(g if need else None for g, need in zip(found, ctx.needs_input_grad[1:], strict=True)))
+
+
+def _check_versions(step: Step, versions: list[int]) -> None:
+    for (name, tensor), version in zip(step.read_again(), versions, strict=True):
+        if tensor._version != version:
+            raise RuntimeError(
+                f"{name} was modified in place between the forward and the backward of a compiled model (version "
+                f"{tensor._version}, expected {version}): the gradient needs its earlier value; call backward() before "
+                f"optimizer.step(), or clone the tensor first"
+            )

@@ -8,7 +8,7 @@ process under torchrun, and on several parts a process.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -97,6 +97,9 @@ class _Sent:
         self.work = None
 
 
+_LARGEST_TAG = 2**30
+
+
 class Transport:
     """The parts of this process and the processes of the others.
 
@@ -122,49 +125,66 @@ class Transport:
         self.sent_bytes = 0
         self.sent_messages = 0
         self.all_reduce_bytes = 0
-        self._posted: dict[tuple[int, int], deque[_LocalMessage]] = defaultdict(deque)
-        self._receiving: dict[tuple[int, int], deque[_LocalMessage]] = defaultdict(deque)
+        self._posted: dict[tuple[int, int, int], deque[_LocalMessage]] = defaultdict(deque)
+        self._receiving: dict[tuple[int, int, int], deque[_LocalMessage]] = defaultdict(deque)
 
     # --- messages between two parts
 
-    def send(self, src: int, dst: int, buffer: Tensor, what: str) -> Handle:
-        """Post `buffer` uint8 [bytes] from part `src` (hosted here) to part `dst`; it must stay unchanged until done."""
+    def send(self, src: int, dst: int, buffer: Tensor, what: str, run: int = 0) -> Handle:
+        """Post `buffer` uint8 [bytes] from part `src` (hosted here) to part `dst`; it must stay unchanged until done.
+
+        Messages of one `run` between two parts are matched in order; those of different runs never meet.
+        """
         self.sent_bytes += buffer.nbytes
         self.sent_messages += 1
         if self.process_of[dst] == self.process_of[src]:
             message = _LocalMessage(buffer, f"send {what}")
-            self._posted[src, dst].append(message)
-            self._match(src, dst)
+            self._posted[src, dst, run].append(message)
+            self._match((src, dst, run))
             return message
-        work = dist.isend(buffer, self.process_of[dst], self.group, self._tag(src, dst))
+        work = dist.isend(buffer, self.process_of[dst], self.group, self._tag(src, dst, run))
         return _Sent(work, f"send {what}")
 
-    def receive(self, src: int, dst: int, buffer: Tensor, what: str) -> Handle:
+    def receive(self, src: int, dst: int, buffer: Tensor, what: str, run: int = 0) -> Handle:
         """Post `buffer` for the next message from part `src` to part `dst` (hosted here)."""
         if self.process_of[dst] == self.process_of[src]:
             message = _LocalMessage(buffer, f"receive {what}")
-            self._receiving[src, dst].append(message)
-            self._match(src, dst)
+            self._receiving[src, dst, run].append(message)
+            self._match((src, dst, run))
             return message
-        work = dist.irecv(buffer, self.process_of[src], self.group, self._tag(src, dst))
+        work = dist.irecv(buffer, self.process_of[src], self.group, self._tag(src, dst, run))
         return _Sent(work, f"receive {what}")
 
-    def _tag(self, src: int, dst: int) -> int:
-        return src * self.num_parts + dst
+    def _tag(self, src: int, dst: int, run: int) -> int:
+        """gloo matches by tag, and a buffer of the wrong size aborts the process: a rank in another run times out."""
+        pairs = self.num_parts**2
+        return (run % max(1, _LARGEST_TAG // pairs)) * pairs + src * self.num_parts + dst
 
-    def _match(self, src: int, dst: int) -> None:
-        posted, receiving = self._posted[src, dst], self._receiving[src, dst]
+    def _match(self, key: tuple[int, int, int]) -> None:
+        posted, receiving = self._posted[key], self._receiving[key]
         while posted and receiving:
             outgoing, incoming = posted.popleft(), receiving.popleft()
             if outgoing.buffer.shape != incoming.buffer.shape:
                 raise ExchangeError(
-                    f"{incoming.what}: expected {incoming.buffer.nbytes} bytes, got {outgoing.buffer.nbytes}: the parts "
-                    f"run different schedules"
+                    f"{incoming.what}: expected {incoming.buffer.nbytes} bytes, got {outgoing.buffer.nbytes}: the "
+                    f"parts run different schedules"
                 )
             incoming.buffer.copy_(outgoing.buffer)
             outgoing.buffer = incoming.buffer = None
+        if not posted and not receiving:
+            del self._posted[key], self._receiving[key]
 
     # --- collectives
+
+    def all_gather_numbers(self, numbers: Sequence[int]) -> list[tuple[int, ...]]:
+        """The int64 `numbers` of every process, in rank order."""
+        if not self.distributed:
+            return [tuple(numbers)]
+        mine = torch.tensor(numbers, dtype=torch.int64)
+        everyone = mine.new_empty((dist.get_world_size(self.group), mine.numel()))
+        rows = list(everyone.unbind())
+        self._collective("agreement on a call", lambda: dist.all_gather(rows, mine, self.group))
+        return [tuple(row) for row in everyone.tolist()]
 
     def all_reduce(self, tensors: Sequence[Tensor], op: str) -> Tensor:
         """Combine the hosted parts' tensors in part order, then those of the processes."""
@@ -186,8 +206,7 @@ class Transport:
         """One object of every part, in part order."""
         everything = dict(values)
         if self.distributed:
-            lists: list[Any] = [None] * dist.get_world_size(self.group)
-            self._collective("all-gather", lambda: dist.all_gather_object(lists, everything, self.group))
+            lists = gather_objects(everything, self.group)
             everything = {part: value for each in lists for part, value in each.items()}
         return [everything[part] for part in range(self.num_parts)]
 
@@ -226,14 +245,26 @@ class Transport:
             handle.block()
         return incoming
 
-    def _collective(self, what: str, run) -> None:
-        try:
-            run()
-        except RuntimeError as error:
-            raise ExchangeError(
-                f"rank {self.rank}: {what} failed: {str(error).splitlines()[0]}; every rank must call the compiled model "
-                f"the same number of times, and all of them must be alive"
-            ) from error
+    def _collective(self, what: str, run: Callable[[], object]) -> None:
+        run_collective(what, run, self.group)
+
+
+def run_collective(what: str, run: Callable[[], object], group: dist.ProcessGroup | None = None) -> None:
+    """Run a collective; ExchangeError when a rank does not join it in time or has died."""
+    try:
+        run()
+    except RuntimeError as error:
+        raise ExchangeError(
+            f"rank {dist.get_rank(group)}: {what} failed: {str(error).splitlines()[0]}; every rank must compile and "
+            f"call the model the same number of times and in the same order, and all of them must be alive"
+        ) from error
+
+
+def gather_objects(value: object, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """A small Python object of every process, in rank order."""
+    everyone: list[Any] = [None] * dist.get_world_size(group)
+    run_collective("all-gather", lambda: dist.all_gather_object(everyone, value, group), group)
+    return everyone
 
 
 def run_parts(works: Mapping[int, Work], transport: Transport) -> dict[int, Any]:

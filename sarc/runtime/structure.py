@@ -1,4 +1,4 @@
-"""Bind: run the structure program of a model on every part, once a graph.
+"""The structure program of a model, run on every part once a graph.
 
 It is partitioned like any other program: each part computes the rows it owns, reads other parts' rows through columns
 and returns partial folds to their owners. What it makes stays with the part: bound values, the rows of derived spaces
@@ -14,9 +14,10 @@ import torch
 import torch.fx as fx
 from torch import Tensor
 
+from sarc.ir.call import location
 from sarc.ir.dialect import GATHER, REDUCE, ROW_IDS, SELECT_ROWS, fold_rows, start_value
 from sarc.ir.edge_program import contract_kind
-from sarc.ir.ops import contracted, location, resolve_sizes
+from sarc.ir.ops import contracted, resolve_sizes
 from sarc.ir.program import Input, Program
 from sarc.ir.space import Rows
 from sarc.partition.columns import ColumnMap

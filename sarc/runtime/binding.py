@@ -1,0 +1,166 @@
+"""Binding: a variant of a model bound to the graph.
+
+Made once a graph: every hosted part's bound values (degrees, norms, self loops), column maps, partitioned programs and
+schedules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.fx as fx
+from torch import Tensor
+
+from sarc.ir.program import Input, Program
+from sarc.ir.schedule import Schedule
+from sarc.ir.space import ValueType
+from sarc.runtime.host import Host
+from sarc.runtime.part_state import PartState
+from sarc.runtime.rows import RowOrder
+from sarc.runtime.structure import run_structure
+from sarc.runtime.transport import run_parts
+
+Values = Mapping[Input, Tensor | None]
+
+
+@dataclass
+class Binding:
+    """What is known once the graph is.
+
+    Attributes:
+        structural: the integer and boolean tensors it was made from, with their versions; kept, so that their storage
+            is not reused.
+        order: rows of this process and its parts.
+        bound: bound values of each hosted part, by name.
+        programs: partitioned programs by stage.
+        schedules: schedule of each hosted part, by stage.
+    """
+
+    structural: list[tuple[Tensor, int]]
+    order: RowOrder
+    bound: list[dict[str, Tensor]]
+    programs: dict[str, Program] = field(default_factory=dict)
+    schedules: dict[str, list[Schedule]] = field(default_factory=dict)
+
+    def fits(self, structural: Sequence[Tensor]) -> bool:
+        """Whether it was made from tensors of these values."""
+        return len(structural) == len(self.structural) and all(
+            _unchanged(now, *then) for now, then in zip(structural, self.structural, strict=True)
+        )
+
+
+def _unchanged(now: Tensor, then: Tensor, version: int) -> bool:
+    if _version(then) != version or now.shape != then.shape or now.dtype != then.dtype:
+        return False
+    same_memory = now.data_ptr() == then.data_ptr() and now.stride() == then.stride()
+    return same_memory or torch.equal(now, then)
+
+
+def _version(tensor: Tensor) -> int:
+    """Number of in-place changes; inference tensors are not counted."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def structural_tensors(programs: Mapping[str, Program], values: Values) -> list[Tensor]:
+    """The integer and boolean arguments that a binding depends on."""
+    wanted = {e: None for stage in ("structure", "step") for e in programs[stage].inputs if e.kind == "arg"}
+    found = [values[e] for e in wanted]
+    return [v for v in found if v is not None and not v.dtype.is_floating_point]
+
+
+def bind(compiler, host: Host, stages, values: Values, prefetch: int) -> Binding:
+    """Run the structure program and schedule the others on every hosted part.
+
+    Args:
+        compiler: the passes (`sarc.runtime.variants.Compiler`).
+        stages: programs of one variant.
+        values: this process's arguments.
+        prefetch: chunks posted ahead.
+    """
+    structure: Program = stages["structure"]
+    states = [_state(host, structure, rank) for rank in sorted(host.partitions.parts)]
+    order = RowOrder(host.whole, states)
+    constants = stages.captured.constants
+    cuts = cut_inputs(structure, values, order, constants)
+    bound = run_parts(
+        {s.rank: run_structure(structure, s, cut) for s, cut in zip(states, cuts, strict=True)}, host.transport
+    )
+    structural = [(t, _version(t)) for t in structural_tensors(stages.programs, values)]
+    binding = Binding(structural, order, [bound[s.rank] for s in states])
+    for stage in ("forward", "backward"):
+        if stage in stages.programs:
+            _schedule(compiler, host, stage, stages[stage], values, constants, binding, prefetch)
+    return binding
+
+
+def _state(host: Host, structure: Program, rank: int) -> PartState:
+    parts = host.partitions
+    part = parts.part(rank)
+    return PartState(
+        part,
+        structure.spaces.copy(),
+        {"N": part.node_ids.numel(), "E": part.edge_ids.numel()},
+        {"N": parts.num_nodes, "E": parts.num_edges},
+        {"N": part.node_ids, "E": part.edge_ids},
+        parts.assignment if host.whole else None,
+    )
+
+
+def cut_inputs(
+    program: Program, values: Values, order: RowOrder, constants: Mapping[str, Tensor]
+) -> list[dict[Input, Tensor]]:
+    """Each hosted part's rows of the program's arguments, constants and row anchors."""
+    cuts: list[dict[Input, Tensor]] = [{} for _ in order.states]
+    for node, entry in zip(program.placeholders, program.inputs, strict=True):
+        if entry.kind == "arg":
+            pieces = _cut_argument(values[entry], node.meta["type"], order)
+        elif entry.kind == "constant":
+            pieces = [constants[entry.name]] * len(order.states)
+        elif entry.kind == "rows":
+            pieces = [torch.empty(s.local[entry.name], dtype=torch.uint8) for s in order.states]
+        else:
+            continue
+        for cut, piece in zip(cuts, pieces, strict=True):
+            cut[entry] = piece
+    return cuts
+
+
+def _cut_argument(value: Tensor | None, type_: ValueType, order: RowOrder) -> list[Tensor]:
+    is_edge_index = (
+        len(type_.dims) == 2 and type_.dims[0] == 2 and type_.spaces == ("E",) and type_.dtype == torch.int64
+    )
+    if value is None or is_edge_index:
+        return [s.part.edge_index for s in order.states]
+    return order.cut(value.detach(), type_)
+
+
+def _schedule(
+    compiler, host: Host, stage: str, program: Program, values: Values, constants, binding: Binding, prefetch: int
+) -> None:
+    """Map the program's columns, partition it and build every hosted part's schedule."""
+    states = binding.order.states
+    for state in states:
+        state.spaces = program.spaces.copy()
+    wanted: list[tuple[fx.Node, str | None]] = compiler.columns(program)
+    entries = dict(zip(program.placeholders, program.inputs, strict=True))
+    cuts = cut_inputs(program, values, binding.order, constants)
+
+    def map_all(state: PartState, bound: Mapping[str, Tensor], cut: Mapping[Input, Tensor]):
+        for column, target in wanted:
+            if (column.name, target) in state.columns:
+                continue
+            entry = entries[column]
+            ids = bound[entry.name] if entry.kind == "bound" else cut[entry]
+            where = f"{column.meta['loc']}: " if column.meta.get("loc") else ""
+            state.columns[column.name, target] = yield from state.map_column(ids, target, where)
+
+    works = {s.rank: map_all(s, bound, cut) for s, bound, cut in zip(states, binding.bound, cuts, strict=True)}
+    run_parts(works, host.transport)
+    remote = frozenset(c.name for c, t in wanted if states[0].columns[c.name, t].remote)
+    partitioned = compiler.partition(program, remote)
+    binding.programs[stage] = partitioned
+    binding.schedules[stage] = [
+        compiler.schedule(partitioned, s.rank, s.part.num_parts, s.columns, prefetch) for s in states
+    ]

@@ -1,0 +1,140 @@
+"""Variants: captures of a model for the shapes, modes and gradients it is called with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch.fx as fx
+from torch import Tensor, nn
+
+from sarc.errors import UnsupportedModelError
+from sarc.ir.program import Input, Program
+from sarc.ir.schedule import Schedule
+from sarc.runtime.agreement import Settled
+from sarc.runtime.binding import Binding, Values, bind, structural_tensors
+from sarc.runtime.host import Host
+
+
+class Compiler(Protocol):
+    """What a compiled module asks of the floors above (`sarc.compiler.Pipeline`)."""
+
+    def take_apart(self, module: nn.Module, args: tuple, kwargs: dict, graph_kind: str) -> Any: ...
+
+    def check_devices(self, module: nn.Module, call: Any) -> None: ...
+
+    def find_graph(self, args: tuple, kwargs: dict) -> tuple[Any, int | None]: ...
+
+    def candidates(self, leaf: Any, rows: dict[str, int], named: dict) -> tuple[str, ...]: ...
+
+    def choose(self, leaf: Any, options: Sequence[Sequence[str]], rows: dict[str, int]) -> str: ...
+
+    def check_ranks(self, shapes: Sequence[dict[str, tuple]], kinds: dict[str, str]) -> None: ...
+
+    def check_graph(self, call: Any, kinds: Sequence[str], held_edges: int, known: Tensor | None) -> None: ...
+
+    def argument(self, leaf: Any, rows: str) -> Any: ...
+
+    def fill_results(self, structure: Any, values: Sequence[Tensor]) -> Any: ...
+
+    def front(self, module: nn.Module, arguments: Sequence[Any], call: Any, answers: Sequence[object]) -> Any: ...
+
+    def back(self, stages: Any, wrt: frozenset[Input]) -> Any: ...
+
+    def partition(self, program: Program, remote: frozenset[str]) -> Program: ...
+
+    def columns(self, program: Program) -> list[tuple[fx.Node, str | None]]: ...
+
+    def schedule(self, program: Program, rank: int, num_parts: int, columns: Any, prefetch: int) -> Schedule: ...
+
+
+@dataclass
+class Variant:
+    """One capture of the model: a mode, shapes, dtypes, and which gradients are asked for.
+
+    Attributes:
+        number: in the order of capture, the same on every rank.
+        stages: its programs.
+        wrt: inputs that receive gradients, in the order of the backward program's outputs.
+        binding: to the graph of the latest call.
+    """
+
+    number: int
+    stages: Any
+    wrt: tuple[Input, ...]
+    binding: Binding | None = None
+
+    def is_bound(self, values: Values) -> bool:
+        """Whether the binding holds for a call with these arguments."""
+        return self.binding is not None and self.binding.fits(structural_tensors(self.stages.programs, values))
+
+
+@dataclass
+class Variants:
+    """The variants of one model.
+
+    Attributes:
+        prefetch: chunks posted ahead, in every schedule.
+    """
+
+    compiler: Compiler
+    prefetch: int
+    _by_key: dict[object, Variant] = field(default_factory=dict)
+    _made: int = 0
+
+    def find(self, settled: Settled, arguments: Sequence[Any]) -> Variant | None:
+        return self._by_key.get(_key(settled, arguments))
+
+    def get(
+        self, model: nn.Module, host: Host, call, settled: Settled, arguments: tuple, values: Values, is_bound: bool
+    ) -> Variant:
+        """The variant for a call, bound to its structure; every rank calls it alike.
+
+        Args:
+            is_bound: whether every rank has the variant bound to this call's structure already.
+        """
+        key = _key(settled, arguments)
+        variant = self._by_key.get(key)
+        if variant is not None and variant.stages.captured_answers and not is_bound:
+            variant = None  # Numbers taken from structural tensors were baked in: ask again.
+        if variant is None:
+            variant = self._by_key[key] = self._compile(model, host, call, settled.wrt, arguments, values)
+        if variant.binding is None or not is_bound:
+            variant.binding = bind(self.compiler, host, variant.stages, values, self.prefetch)
+        return variant
+
+    def _compile(self, model, host: Host, call, wrt: frozenset[Input], arguments: tuple, values: Values) -> Variant:
+        answers: list[object] = []
+        while True:
+            stages = self.compiler.front(model, arguments, call.rebuild(host.zero_in_degree), answers)
+            if not stages.captured.question:
+                break
+            answers.append(self._answer(stages, host, values))
+        stages = self.compiler.back(stages, wrt & frozenset(stages["step"].inputs))
+        stages.captured_answers.extend(answers)
+        self._made += 1
+        by_text = {str(e): e for e in wrt}
+        outputs = stages["backward"].outputs if "backward" in stages.programs else ()
+        return Variant(self._made, stages, tuple(by_text[o.name] for o in outputs))
+
+    def _answer(self, stages, host: Host, values: Values) -> object:
+        """The value of a number that the model takes from a tensor, when it depends on structure alone."""
+        step = stages["step"]
+        result = step.returned[0]
+        entry = step.inputs[step.placeholders.index(result)] if result.op == "placeholder" else None
+        of_rows = bool(result.meta["type"].spaces)
+        if entry is None or entry.kind == "param" or of_rows or result.meta["type"].dtype.is_floating_point:
+            raise UnsupportedModelError(
+                f"{stages.captured.question}: a Python number is taken from a tensor that depends on features, "
+                f"parameters or single rows (int(), float(), bool(), .item() or an if on a tensor): data-dependent "
+                f"control flow cannot be compiled; use torch.where, or compute the number outside the model "
+                f"and pass it as an argument"
+            )
+        binding = bind(self.compiler, host, stages, values, self.prefetch)
+        value = binding.bound[0][entry.name] if entry.kind == "bound" else values[entry]
+        return value.item() if value.numel() == 1 else value.tolist()
+
+
+def _key(settled: Settled, arguments: Sequence[Any]) -> object:
+    return settled.header, tuple((a.path, a.type) for a in arguments), settled.wrt
