@@ -36,3 +36,7 @@ class CodegenError(SarcError):
 
 class VerifyError(SarcError):
     """A compiler pass left an inconsistent program: a defect of sarc, not of the model."""
+
+
+class ParseError(SarcError):
+    """The text of a program cannot be read; names the line."""

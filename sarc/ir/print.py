@@ -1,22 +1,32 @@
-"""Printer: a program as text that `parse` reads back.
+"""Printer: a program as text that `parse_program` reads back.
 
     program forward
     space N = nodes
     space E = edges on edges
+    edges @edges0 over E   # model.py:9
+      %message: f32[E, 8] = gather $0 by #0 axis 0   # model.py:8
+      reduce sum by #1 axis 0 %message: f32[N, 8]
     %x: f32[N, 12] = input arg x
-    %mm: f32[N, 8] = aten.mm(%x, %t)   # model.py:12
-    return result 0 = %mm
+    %mm: f32[N, 8] = aten.mm(%x, %w)   # model.py:7
+    %edge_call: (f32[N, 8]) = edge_call(@edges0, [%mm], [%src, %dst])   # model.py:9
+    %getitem: f32[N, 8] = getitem(%edge_call, 0)   # model.py:9
+    return result 0 = %getitem
+
+`|N + E|` is a size, `$0` and `#0` are the call's first value and first column. An `aligned input` is a column that
+names the rows its own rows were selected from.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.fx as fx
 
 from sarc.ir.call import op_name
-from sarc.ir.edge_program import EdgeProgram, edge_call
+from sarc.ir.edge_program import EdgeProgram, Operand, Result, edge_call
 from sarc.ir.program import Program
-from sarc.ir.space import DTYPE_NAMES, Size, ValueType
+from sarc.ir.space import DTYPE_NAMES
 
 
 def format_program(program: Program) -> str:
@@ -30,8 +40,8 @@ def format_program(program: Program) -> str:
     inputs = iter(program.inputs)
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            aligned = " aligned" if node.meta.get("aligned") else ""
-            lines.append(f"%{node.name}: {node.meta['type']} = input {next(inputs)}{aligned}")
+            aligned = "aligned " if node.meta.get("aligned") else ""
+            lines.append(_line(node, f"{aligned}input {next(inputs)}"))
         elif node.op == "call_function":
             lines.append(format_node(node))
     for node, output in zip(program.returned, program.outputs, strict=True):
@@ -41,44 +51,55 @@ def format_program(program: Program) -> str:
 
 def format_node(node: fx.Node) -> str:
     """One value as a line: `%name: type = op(operands)   # file:line`."""
-    types = node.meta.get("type", "?")
-    shown = f"({', '.join(map(str, types))})" if isinstance(types, tuple) else str(types)
     if node.op == "placeholder":
-        return f"%{node.name}: {shown} = input"
+        return _line(node, "input")
     operands = [format_operand(a) for a in node.args]
     operands += [f"{key}={format_operand(value)}" for key, value in node.kwargs.items()]
-    loc = f"   # {node.meta['loc']}" if node.meta.get("loc") else ""
-    return f"%{node.name}: {shown} = {op_name(node.target)}({', '.join(operands)}){loc}"
+    return _line(node, f"{op_name(node.target)}({', '.join(operands)})")
+
+
+def _line(node: fx.Node, what: str) -> str:
+    types = node.meta.get("type", "?")
+    shown = f"({', '.join(map(str, types))})" if isinstance(types, tuple) else str(types)
+    return f"%{node.name}: {shown} = {what}{_at(node.meta.get('loc', ''))}"
+
+
+def _at(loc: str) -> str:
+    return f"   # {loc}" if loc else ""
 
 
 def format_edge_program(program: EdgeProgram) -> list[str]:
     """An edge program as an indented block."""
     remote = f" remote #{program.remote}" if program.remote is not None else ""
-    loc = f"   # {program.loc}" if program.loc else ""
-    lines = [f"edges @{program.name} over {program.space}{remote}{loc}"]
+    lines = [f"edges @{program.name} over {program.space}{remote}{_at(program.loc)}"]
     inner = [n for n in program.body.nodes if n.op == "placeholder"]
-    for node, operand in zip(inner, program.operands, strict=True):
-        if operand.column is not None:
-            source = f"gather ${operand.value} by #{operand.column} axis {operand.axis}"
-        elif operand.axis is not None:
-            source = f"rows ${operand.value} axis {operand.axis}"
-        else:
-            source = f"whole ${operand.value}"
-        lines.append(f"  %{node.name}: {operand.type} = {source}")
+    lines += ["  " + _line(n, _source(operand)) for n, operand in zip(inner, program.operands, strict=True)]
     lines += ["  " + format_node(n) for n in program.body.nodes if n.op == "call_function"]
     returned = next(n for n in reversed(program.body.nodes) if n.op == "output").args[0]
     for node, result in zip(returned, program.results, strict=True):
-        if result.kind == "reduce":
-            how = f"reduce {result.fold} by #{result.column} axis {result.axis}"
-        elif result.kind == "contract":
-            how = f"contract {result.fold}"
-        else:
-            how = f"store axis {result.axis}"
-        lines.append(f"  {how} %{node.name}: {result.type}")
+        lines.append(f"  {_fate(result)} %{node.name}: {result.type}")
     return lines
 
 
-def format_operand(value) -> str:
+def _source(operand: Operand) -> str:
+    """Where a body's operand comes from."""
+    if operand.column is not None:
+        return f"gather ${operand.value} by #{operand.column} axis {operand.axis}"
+    if operand.axis is not None:
+        return f"rows ${operand.value} axis {operand.axis}"
+    return f"whole ${operand.value}"
+
+
+def _fate(result: Result) -> str:
+    """What becomes of a body's result."""
+    if result.kind == "reduce":
+        return f"reduce {result.fold} by #{result.column} axis {result.axis}"
+    if result.kind == "contract":
+        return f"contract {result.fold}"
+    return f"store axis {result.axis}"
+
+
+def format_operand(value: Any) -> str:
     """An operand: %value, |size|, @edges, or a literal."""
     if isinstance(value, fx.Node):
         return f"%{value.name}"
@@ -86,8 +107,4 @@ def format_operand(value) -> str:
         return f"[{', '.join(format_operand(v) for v in value)}]"
     if isinstance(value, torch.dtype):
         return DTYPE_NAMES[value]
-    if isinstance(value, (Size, EdgeProgram)):
-        return str(value)
-    if isinstance(value, ValueType):
-        return str(value)
     return repr(value)
