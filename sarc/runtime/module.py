@@ -17,6 +17,7 @@ from sarc.partition.layout import Partitions
 from sarc.partition.methods import partition
 from sarc.runtime.agreement import Agreement, Note, plain_attributes, problem_note
 from sarc.runtime.host import Host, host_alone, host_together, is_distributed
+from sarc.runtime.plan import Plan, make_plan
 from sarc.runtime.step import Step
 from sarc.runtime.transport import run_collective
 from sarc.runtime.variants import Compiler, Variant, Variants
@@ -215,6 +216,10 @@ class CompiledModule(nn.Module):
             if schedule.rank == rank:
                 return schedule
         raise PartitionError(f"part {rank} is not run by this process")
+
+    def plan(self) -> Plan:
+        """What the last call exchanges, stores and keeps, in bytes; prints as a table."""
+        return make_plan(self._called().binding)
 
     def _called(self) -> Variant:
         if self._last is None:

@@ -1,0 +1,169 @@
+"""Plan: what a compiled call exchanges, stores and keeps, in rows and bytes, for the parts of this process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.fx as fx
+
+from sarc.ir import schedule as ins
+from sarc.ir.collective import all_reduce
+from sarc.ir.edge_program import EdgeProgram, edge_call, fetch_layout, return_layout
+from sarc.ir.program import Program
+from sarc.ir.space import Rows, ValueType
+from sarc.runtime.binding import Binding
+from sarc.runtime.part_state import PartState
+
+
+@dataclass(frozen=True)
+class EdgePlan:
+    """One edge program of one direction.
+
+    Attributes:
+        stage: "forward" or "backward".
+        name: of the edge program, as in the printed program.
+        loc: the user's line.
+        space: the edges it visits.
+        folds: its results: "sum", "amax", ..., "contract sum", "store".
+        fetched: values whose rows are fetched from other parts.
+        returned: number of results whose partial rows are sent back to other parts.
+        fetch_row_bytes, return_row_bytes: bytes of one row each way.
+        sent_bytes: payload this process sends for it in one run.
+        stored_bytes: edge rows it leaves whole in memory (base lowering), this process.
+    """
+
+    stage: str
+    name: str
+    loc: str
+    space: str
+    folds: tuple[str, ...]
+    fetched: tuple[str, ...]
+    returned: int
+    fetch_row_bytes: int
+    return_row_bytes: int
+    sent_bytes: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A call's plan. Bytes are those of this process's parts, for one forward and one backward.
+
+    Attributes:
+        num_parts: P; hosted: those of this process.
+        chunk_limit: most chunk buffers alive on a part.
+        edges: its edge programs, in order.
+        saved: name, type and bytes of each value kept between forward and backward.
+        all_reduces: number and payload bytes of one part's all-reduces, by stage.
+    """
+
+    num_parts: int
+    hosted: tuple[int, ...]
+    chunk_limit: int
+    edges: tuple[EdgePlan, ...]
+    saved: tuple[tuple[str, str, int], ...]
+    all_reduces: dict[str, tuple[int, int]]
+
+    @property
+    def sent_bytes(self) -> int:
+        """Payload bytes of all point-to-point messages that this process sends."""
+        return sum(e.sent_bytes for e in self.edges)
+
+    @property
+    def saved_bytes(self) -> int:
+        return sum(size for _, _, size in self.saved)
+
+    def __str__(self) -> str:
+        hosted = ", ".join(map(str, self.hosted))
+        lines = [
+            f"plan of parts {hosted} of {self.num_parts}: sends {self.sent_bytes} B, keeps {self.saved_bytes} B between "
+            f"forward and backward, at most {self.chunk_limit} chunks alive"
+        ]
+        for e in self.edges:
+            moves = []
+            if e.fetched:
+                moves.append(f"fetches {', '.join(e.fetched)} ({e.fetch_row_bytes} B a row)")
+            if e.returned:
+                moves.append(f"returns {e.returned} folds ({e.return_row_bytes} B a row)")
+            moves = moves or ["local"]
+            stored = f"; stores edge rows, {e.stored_bytes} B" if e.stored_bytes else ""
+            at = f"   # {e.loc}" if e.loc else ""
+            lines.append(
+                f"  {e.stage:8} @{e.name} over {e.space}: {' + '.join(e.folds)}; {'; '.join(moves)}; sends {e.sent_bytes} B"
+                f"{stored}{at}"
+            )
+        for name, type_, size in self.saved:
+            lines.append(f"  saved    %{name}: {type_}, {size} B")
+        for stage, (count, size) in self.all_reduces.items():
+            lines.append(f"  {stage:8} {count} all-reduces, {size} B a part")
+        return "\n".join(lines)
+
+
+def make_plan(binding: Binding) -> Plan:
+    """The plan of a bound variant."""
+    states = binding.order.states
+    edges: list[EdgePlan] = []
+    reduces: dict[str, tuple[int, int]] = {}
+    for stage, program in binding.programs.items():
+        for node in program.graph.nodes:
+            if node.target is edge_call:
+                edges.append(_edge_plan(stage, node, binding, states))
+        reduces[stage] = _all_reduces(program)
+    saved = []
+    forward = binding.programs["forward"]
+    for node, out in zip(forward.returned, forward.outputs, strict=True):
+        if out.kind == "saved":
+            saved.append((out.name, str(node.meta["type"]), sum(_bytes(node.meta["type"], s) for s in states)))
+    first = binding.schedules["forward"][0]
+    return Plan(
+        states[0].part.num_parts,
+        tuple(s.rank for s in states),
+        first.chunk_limit,
+        tuple(edges),
+        tuple(saved),
+        reduces,
+    )
+
+
+def _edge_plan(stage: str, node: fx.Node, binding: Binding, states) -> EdgePlan:
+    program: EdgeProgram = node.args[0]
+    values = node.args[1]
+    fetch = fetch_layout(program, [v.meta["type"] for v in values])
+    back = return_layout(program)
+    sent = sum(
+        i.nbytes for s in binding.schedules[stage] for i in s.instructions if isinstance(i, ins.Send) and i.call == node.name
+    )
+    stored = sum(_bytes(r.type, s) for r in program.results if r.kind == "store" for s in states)
+    return EdgePlan(
+        stage,
+        program.name,
+        program.loc,
+        program.space,
+        tuple(f"contract {r.fold}" if r.kind == "contract" else r.fold or r.kind for r in program.results),
+        tuple(f"%{values[key].name}" for key, *_ in fetch.entries),
+        len(back.entries),
+        fetch.row_bytes,
+        back.row_bytes,
+        sent,
+        stored,
+    )
+
+
+def _bytes(type_: ValueType, state: PartState) -> int:
+    sizes = state.local_sizes()
+    size = type_.dtype.itemsize
+    for dim in type_.dims:
+        size *= sizes[dim.space] * dim.before * dim.after if isinstance(dim, Rows) else dim
+    return size
+
+
+def _all_reduces(program: Program) -> tuple[int, int]:
+    count = size = 0
+    for node in program.graph.nodes:
+        if node.target is all_reduce:
+            count += 1
+            entries = node.meta["type"].dtype.itemsize
+            for dim in node.meta["type"].dims:
+                entries *= dim
+            size += entries
+    return count, size
