@@ -156,7 +156,8 @@ class Canonicalise:
         kwargs = {k: v for k, v in self.arg(node.kwargs).items() if k not in _IGNORED_KWARGS}
         if node.target in _RESHAPES or node.target is aten.expand.default:
             args[1] = self.shape(node)
-        target = aten.view.default if node.target in _RESHAPES else node.target
+        # A copy that made rows contiguous is dropped, so a view may meet any strides: it is a reshape from here on.
+        target = aten.reshape.default if node.target in _RESHAPES else node.target
         return self.emit(target, *args, **kwargs)
 
     def _to_copy(self, node: fx.Node) -> fx.Node:
@@ -266,7 +267,7 @@ class Canonicalise:
         rows = source.meta["val"].dim() - val.dim()
         if rows >= 1 or lengths[0] == 1:
             shape = [Size(self.expr(index.meta["val"].shape[0])), *([1] * (source.meta["val"].dim() - 1))]
-            wide = self.emit(aten.view.default, mask, shape, val=index.meta["val"])
+            wide = self.emit(aten.reshape.default, mask, shape, val=index.meta["val"])
             return self.emit(aten.where.self, wide, self.arg(values), self.arg(source))
         column = self._column_of_mask(index, val.shape[0])
         return self.emit(aten.index_put.default, self.arg(source), [column], self.arg(values), *rest)

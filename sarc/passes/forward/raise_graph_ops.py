@@ -13,6 +13,7 @@ from sarc.errors import UnsupportedModelError
 from sarc.ir.call import location, named_arguments, op_name
 from sarc.ir.dialect import GATHER, REDUCE, ROW_IDS
 from sarc.ir.layout_rules import static_length
+from sarc.ir.nearest_form import SELECT_BY_MASK
 from sarc.ir.ops import size_of
 from sarc.ir.space import Rows, Size, Spaces, ValueType
 from sarc.passes.base import Builder, merge_common
@@ -20,7 +21,7 @@ from sarc.passes.base import Builder, merge_common
 aten = torch.ops.aten
 
 _VIEWS = {
-    aten.view.default, aten.expand.default, aten.unsqueeze.default, aten.squeeze.dims, aten.detach.default,
+    aten.reshape.default, aten.expand.default, aten.unsqueeze.default, aten.squeeze.dims, aten.detach.default,
     aten.slice.Tensor,
 }  # fmt: skip
 
@@ -76,10 +77,11 @@ class RaiseGraphOps:
 
     def _same_column(self, node: fx.Node) -> fx.Node | None:
         """The column that a view reshapes to another rank and back."""
-        if node.target not in (aten.view.default, aten.squeeze.dims) or node.meta["val"].dim() != 1:
+        if node.target not in (aten.reshape.default, aten.squeeze.dims) or node.meta["val"].dim() != 1:
             return None
         found = node.args[0]
-        while found.target in (aten.view.default, aten.unsqueeze.default, aten.squeeze.dims) and self._rank(found) != 1:
+        views = (aten.reshape.default, aten.unsqueeze.default, aten.squeeze.dims)
+        while found.target in views and self._rank(found) != 1:
             found = found.args[0]
         lengths = [str(f.meta["val"].shape[0]) for f in (found, node) if f.meta["val"].dim() == 1]
         return self.env[found] if len(lengths) == 2 and lengths[0] == lengths[1] else None
@@ -113,7 +115,7 @@ class RaiseGraphOps:
         dims = self._type(index).dims
         if any(d != 1 for a, d in enumerate(dims) if a != axis):
             return None
-        return self.builder.call(aten.view.default, self.env[index], [size_of(dims[axis], self.spaces)])
+        return self.builder.call(aten.reshape.default, self.env[index], [size_of(dims[axis], self.spaces)])
 
     def _rank(self, node: fx.Node) -> int:
         return len(self._type(node).dims)
@@ -135,7 +137,7 @@ class RaiseGraphOps:
             raise self._refuse(
                 node,
                 f"picks {rows} fixed rows of {dim}",
-                "expected an index with rows of its own (nodes, edges, rows selected by a mask): select them by a mask",
+                f"expected an index with rows of its own (nodes, edges): {SELECT_BY_MASK}",
             )
         return self.builder.call(GATHER, x, column, axis)
 
@@ -160,11 +162,11 @@ class RaiseGraphOps:
         length = 1
         for d in dims:
             length = _times(length, size_of(d, self.spaces))
-        flat = self.builder.call(aten.view.default, index, [length])
+        flat = self.builder.call(aten.reshape.default, index, [length])
         picked = self._gather_shaped(node, x, flat, axis)
         shape = [size_of(d, self.spaces) for d in x.meta["type"].dims]
         shape[axis : axis + 1] = [size_of(d, self.spaces) for d in dims]
-        return self.builder.call(aten.view.default, picked, shape)
+        return self.builder.call(aten.reshape.default, picked, shape)
 
     def _index(self, node: fx.Node) -> fx.Node | None:
         x, indices = node.args
@@ -192,7 +194,7 @@ class RaiseGraphOps:
             )
         shape = [size_of(d, self.spaces) for d in dims]
         length = static_length(tuple(dims[axis] for axis in axes))
-        flat = self.builder.call(aten.view.default, flat, [*shape[: axes[0]], length, *shape[axes[-1] + 1 :]])
+        flat = self.builder.call(aten.reshape.default, flat, [*shape[: axes[0]], length, *shape[axes[-1] + 1 :]])
         return self._gather_shaped(node, flat, column, axes[0])
 
     def _pick_feature(self, node: fx.Node, x: fx.Node, index: fx.Node, axes: list[int]) -> fx.Node | None:
@@ -227,7 +229,7 @@ class RaiseGraphOps:
         target = self._type(base).dims[axis]
         if not isinstance(column.meta["type"].dims[0], Rows):
             raise self._refuse(
-                node, f"writes {column.meta['type'].dims[0]} fixed rows of {target}", "select the rows by a mask"
+                node, f"writes {column.meta['type'].dims[0]} fixed rows of {target}", SELECT_BY_MASK
             )
         if isinstance(target, Rows) and not target.plain:
             raise self._refuse(node, "scatters to flattened rows", "unflatten the rows first")
@@ -281,7 +283,7 @@ class RaiseGraphOps:
     def _spread(self, value: fx.Node, axis: int, size, like: fx.Node) -> fx.Node:
         shape = [1] * len(like.meta["type"].dims)
         shape[axis] = size
-        return self.builder.call(aten.view.default, value, shape) if len(shape) > 1 else value
+        return self.builder.call(aten.reshape.default, value, shape) if len(shape) > 1 else value
 
     def _where_hit(self, column: fx.Node, axis: int, size, folded: fx.Node, base: fx.Node) -> fx.Node:
         """`folded` where a target receives rows, `base` where it receives none."""

@@ -19,7 +19,7 @@ from sarc.ir.space import Spaces, ValueType
 aten = torch.ops.aten
 
 VIEWS = {
-    aten.view.default, aten.expand.default, aten.permute.default, aten.t.default, aten.transpose.int,
+    aten.reshape.default, aten.expand.default, aten.permute.default, aten.t.default, aten.transpose.int,
     aten.unsqueeze.default, aten.squeeze.dims, aten.squeeze.dim, aten.slice.Tensor, aten.select.int,
 }  # fmt: skip
 
