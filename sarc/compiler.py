@@ -65,10 +65,15 @@ class Pipeline:
     fill_results = staticmethod(fill_results)
 
     def front(
-        self, module: nn.Module, arguments: Sequence[Argument], call: Callable, answers: Sequence[object]
+        self,
+        module: nn.Module,
+        arguments: Sequence[Argument],
+        call: Callable,
+        answers: Sequence[object],
+        counts: Mapping[str, int],
     ) -> Stages:
         """Capture to binding times: what does not depend on which gradients are asked for."""
-        captured = capture(module, arguments, call, graph_spaces(), answers)
+        captured = capture(module, arguments, call, graph_spaces(), answers, counts)
         canonicalise = Canonicalise(captured.spaces, captured.symbols)
         canonical = canonicalise.run(captured.graph, input_names(captured.inputs))
         inputs = captured.inputs

@@ -9,6 +9,7 @@ import torch
 import torch.fx as fx
 
 from sarc.errors import UnsupportedModelError
+from sarc.ir.nearest_form import nearest_form
 from sarc.ir.space import Dim, Spaces, ValueType
 
 Dims = tuple[Dim, ...]
@@ -16,6 +17,10 @@ Dims = tuple[Dim, ...]
 MIXES_ROWS = (
     "mixes rows of different owners",
     "rows may meet through gather and reduce along edges, or in a sum, mean, max or min over all rows",
+)
+PAIRS_ROWS = (
+    "makes a matrix of rows by rows (every node against every other)",
+    "score pairs of nodes along edges: gather both ends, (x[src] * x[dst]).sum(-1), and fold with index_add",
 )
 
 
@@ -54,6 +59,7 @@ class Call:
     def refuse(self, why: str, instead: str) -> UnsupportedModelError:
         """An error that names the operator, its operands' types and the user's line."""
         shapes = ", ".join(str(t) for t in self.operands)
+        instead = nearest_form(self.node.target, instead)
         return UnsupportedModelError(f"{location(self.node)}{op_name(self.node.target)}({shapes}) {why}; {instead}")
 
 

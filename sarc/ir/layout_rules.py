@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sarc.ir.call import MIXES_ROWS, Call, Dims
+from sarc.ir.call import MIXES_ROWS, PAIRS_ROWS, Call, Dims
 from sarc.ir.program import map_sizes
 from sarc.ir.space import Rows, Space, Spaces
 
@@ -279,10 +279,7 @@ def matmul(call: Call) -> Dims:
         raise call.refuse(*MIXES_ROWS)
     out = (*batch, a.dims[-2], b.dims[-1])
     if sum(isinstance(d, Rows) for d in out) > 1:
-        raise call.refuse(
-            "makes a matrix of rows by rows (every node against every other)",
-            "score pairs of nodes along edges: gather both ends and reduce over the last dimension",
-        )
+        raise call.refuse(*PAIRS_ROWS)
     return out
 
 

@@ -20,7 +20,7 @@ import torch.fx as fx
 from torch import Tensor
 
 from sarc.ir import layout_rules as rules
-from sarc.ir.call import MIXES_ROWS, Call, Dims, named_arguments
+from sarc.ir.call import MIXES_ROWS, PAIRS_ROWS, Call, Dims, named_arguments
 from sarc.ir.dialect import GATHER, REDUCE, ROW_IDS, SELECT_ROWS, UNIFORM
 from sarc.ir.program import map_sizes
 from sarc.ir.space import Dim, Rows, Size, Spaces, ValueType
@@ -60,7 +60,6 @@ TABLE: dict[object, OpDef] = {
     aten.arange.start_step: OpDef(rules.created),
     aten.eye.default: OpDef(rules.created),
     aten.view.default: OpDef(rules.view),
-    aten._unsafe_view.default: OpDef(rules.view),
     aten.reshape.default: OpDef(rules.view),
     aten.expand.default: OpDef(rules.expand),
     aten.permute.default: OpDef(rules.permute),
@@ -141,6 +140,9 @@ _CREATE_ON_DEVICE = {
 }  # fmt: skip
 
 
+_UNKNOWN = ("is not known to work row by row", "use operators of docs/ops.md, or apply it to replicated values")
+
+
 def definition(target: Any) -> OpDef | None:
     """The rule of an operator; None when sarc knows none (legal on replicated values only)."""
     found = TABLE.get(target)
@@ -162,6 +164,8 @@ def infer(node: fx.Node, spaces: Spaces) -> Types:
         return ValueType(rules.select_rows(Call(node, spaces, {}, ())), torch.int64)
     try:
         results = _meta_results(node, spaces)
+    except NotImplementedError as error:
+        raise Call(node, spaces, named_arguments(node), ()).refuse(*_UNKNOWN) from error
     except (RuntimeError, IndexError, ValueError) as error:
         call = Call(node, spaces, named_arguments(node), ())
         raise call.refuse(
@@ -175,14 +179,14 @@ def infer(node: fx.Node, spaces: Spaces) -> Types:
         types = tuple(ValueType(dims, r.dtype) for dims, r in zip(flat, results, strict=True))
         return types if call.returns_several else types[0]
     if rule is None:
-        raise call.refuse(
-            "is not known to work row by row", "use operators of docs/ops.md, or apply it to replicated values"
-        )
+        raise call.refuse(*_UNKNOWN)
     found = rule.layout(call)
     several = found if isinstance(found, list) else [found]
     types = tuple(ValueType(dims, r.dtype) for dims, r in zip(several, results, strict=True))
     if contracted(node, types[0]) and not rule.contracts:
         raise call.refuse(*MIXES_ROWS)
+    if any(len(set(t.spaces)) < len(t.spaces) for t in types):
+        raise call.refuse(*PAIRS_ROWS)
     return types if isinstance(found, list) else types[0]
 
 

@@ -38,13 +38,17 @@ class Compiler(Protocol):
 
     def fill_results(self, structure: Any, values: Sequence[Tensor]) -> Any: ...
 
-    def front(self, module: nn.Module, arguments: Sequence[Any], call: Any, answers: Sequence[object]) -> Any: ...
+    def front(
+        self, module: nn.Module, arguments: Sequence[Any], call: Any, answers: Sequence[object], counts: dict[str, int]
+    ) -> Any: ...
 
     def back(self, stages: Any, wrt: frozenset[Input]) -> Any: ...
 
     def partition(self, program: Program, remote: frozenset[str]) -> Program: ...
 
     def columns(self, program: Program) -> list[tuple[fx.Node, str | None]]: ...
+
+    def kernels(self, program: Program) -> Any: ...
 
     def schedule(self, program: Program, rank: int, num_parts: int, columns: Any, prefetch: int) -> Schedule: ...
 
@@ -106,8 +110,9 @@ class Variants:
 
     def _compile(self, model, host: Host, call, wrt: frozenset[Input], arguments: tuple, values: Values) -> Variant:
         answers: list[object] = []
+        counts = {"N": host.partitions.num_nodes, "E": host.partitions.num_edges}
         while True:
-            stages = self.compiler.front(model, arguments, call.rebuild(host.zero_in_degree), answers)
+            stages = self.compiler.front(model, arguments, call.rebuild(host.zero_in_degree), answers, counts)
             if not stages.captured.question:
                 break
             answers.append(self._answer(stages, host, values))

@@ -15,7 +15,7 @@ import torch
 import torch.fx as fx
 
 from sarc.errors import UnsupportedModelError
-from sarc.ir.call import named_arguments
+from sarc.ir.call import location, named_arguments, op_name
 from sarc.ir.dialect import ROW_IDS, SELECT_ROWS, UNIFORM
 from sarc.ir.space import Size, Space, Spaces
 from sarc.passes.base import RANDOM, merge_common
@@ -211,7 +211,7 @@ class Canonicalise:
         if mask.meta["val"].dim() != 1:
             shape = "x".join(map(str, self.shape(mask)))
             raise UnsupportedModelError(
-                f"{self.node.meta.get('loc', '')}: a boolean mask of shape {shape} selects entries; expected a mask "
+                f"{location(self.node)}a boolean mask of shape {shape} selects entries; expected a mask "
                 f"over rows, of one dimension: use torch.where to mask entries"
             )
         for node in self.graph.nodes:
@@ -233,7 +233,7 @@ class Canonicalise:
             if size == expr:
                 return name
         raise UnsupportedModelError(
-            f"{self.node.meta.get('loc', '')}: {expr} rows are selected from, which are the rows of no input and no "
+            f"{location(self.node)}{expr} rows are selected from, which are the rows of no input and no "
             f"derived set; expected a mask over nodes, edges or rows selected from them"
         )
 
@@ -332,8 +332,8 @@ class Canonicalise:
             log = self.emit(aten.log1p.default, self.emit(aten.neg.default, self._draw(shape)))
             return cast(self.emit(aten.mul.Tensor, log, -1.0 / rate))
         raise UnsupportedModelError(
-            f"{node.meta.get('loc', '')}: random operator {target} has no counter-based form; expected dropout, "
-            f"bernoulli, rand, randn, uniform, normal or exponential"
+            f"{location(node)}random operator {op_name(target)} has no counter-based form: expected dropout, "
+            f"bernoulli, rand, randn, uniform, normal or exponential; pass other draws (a permutation, say) as an input"
         )
 
     def _dropout(self, node: fx.Node, shape: list):

@@ -7,6 +7,7 @@ belongs to.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,8 +24,11 @@ from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_f
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
+from sarc.errors import UnsupportedModelError
+from sarc.ir.call import location
 from sarc.ir.decompositions import joint_decompositions
 from sarc.ir.program import Input, Output, Program, map_sizes, remove_dead, select_inputs
+from sarc.ir.source_lines import mark_line, marked_line
 from sarc.ir.space import Rows, ValueType
 from sarc.passes.base import infer_types, merge_common
 from sarc.passes.forward.canonicalise import Canonicalise
@@ -79,7 +83,7 @@ def differentiate(step: Program, wrt: frozenset[Input]) -> Program:
     with fake_mode, enable_python_dispatcher(), fx_traceback.preserve_node_meta():
         graph = traced(*fakes).graph
     for node in graph.nodes:
-        node.meta["loc"] = _loc(node)
+        node.meta["loc"] = marked_line(node)
     names = [n.name for n in step.placeholders] + [f"tangent_{out.name}" for _, out in results]
     canonical = Canonicalise(step.spaces.copy(), symbols).run(graph, names)
     for node in list(canonical.nodes):
@@ -147,7 +151,13 @@ def evaluate(expr: sympy.Expr, sizes: dict[str, torch.SymInt]) -> Any:
         return torch.sym_float(parts[0])
     if name in ("Mod", "PythonMod"):
         return parts[0] % parts[1]
-    raise NotImplementedError(f"size formula {expr}")
+    if name in ("FloatPow", "PowByNatural"):
+        return parts[0] ** parts[1]
+    if name == "OpaqueUnaryFn_sqrt":
+        return torch.sym_sqrt(parts[0])
+    if name in ("Max", "Min"):
+        return functools.reduce(torch.sym_max if name == "Max" else torch.sym_min, parts)
+    raise NotImplementedError(str(expr))
 
 
 def _run(step: Program, values: list[Tensor], sizes: dict[str, torch.SymInt]) -> list[Tensor]:
@@ -161,7 +171,14 @@ def _run(step: Program, values: list[Tensor], sizes: dict[str, torch.SymInt]) ->
             env[node] = env[node.args[0]][node.args[1]]
             continue
         operands = fx.map_arg((node.args, dict(node.kwargs)), env.__getitem__)
-        args, kwargs = map_sizes(operands, lambda size: evaluate(size.expr, sizes))
+        try:
+            args, kwargs = map_sizes(operands, lambda size: evaluate(size.expr, sizes))
+        except NotImplementedError as error:
+            raise UnsupportedModelError(
+                f"{location(node)}a number of rows enters the formula {error}: expected sums, products, quotients, "
+                f"powers, square roots, remainders, max and min of sizes; take other functions of the tensor "
+                f"x.new_ones(x.size(0)).sum()"
+            ) from error
         env[node] = result = node.target(*args, **kwargs)
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if tensor.grad_fn is not None:
@@ -172,14 +189,4 @@ def _run(step: Program, values: list[Tensor], sizes: dict[str, torch.SymInt]) ->
 
 def _mark(node: fx.Node | None) -> None:
     """What is traced from here on belongs to `node`."""
-    loc = node.meta.get("loc", "") if node is not None else ""
-    fx_traceback.current_meta.clear()
-    if loc:
-        fx_traceback.current_meta["stack_trace"] = f"sarc:{loc}"
-
-
-def _loc(node: fx.Node) -> str:
-    stack = node.stack_trace or ""
-    return stack.removeprefix("sarc:") if stack.startswith("sarc:") else ""
-
-
+    mark_line(node.meta.get("loc", "") if node is not None else "")
