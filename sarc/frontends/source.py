@@ -84,7 +84,7 @@ def _frames(frame: FrameType | None):
 
 @cache
 def _kind(name: str) -> str:
-    """ "user", "library" (PyG, DGL, other installed packages), "symbols" (PyTorch's symbolic numbers) or "framework"."""
+    """ "user", "library" (PyG, DGL, other packages), "symbols" (PyTorch's symbolic numbers) or "framework"."""
     if name.startswith("<"):
         return "user" if name.startswith(_TYPED_IN) else "framework"
     path = Path(name)

@@ -14,7 +14,6 @@ from sarc.ir.call import location, named_arguments, op_name
 from sarc.ir.dialect import GATHER, REDUCE, ROW_IDS
 from sarc.ir.layout_rules import static_length
 from sarc.ir.nearest_form import SELECT_BY_MASK
-from sarc.ir.nearest_form import SELECT_BY_MASK
 from sarc.ir.ops import size_of
 from sarc.ir.space import Rows, Size, Spaces, ValueType
 from sarc.passes.base import Builder, merge_common
