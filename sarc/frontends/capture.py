@@ -221,6 +221,13 @@ def _refusal(error: Exception, module: nn.Module, sizes: RowSizes) -> Unsupporte
             f"outside the model and pass it as an argument"
         )
     rows = ", ".join(map(str, sizes.names.values()))
+    for name, count in sizes.counts.items():
+        if re.search(rf"\b{count}\b", what):
+            return UnsupportedModelError(
+                f"{line}: {what.rstrip('.')}, where {count} is this graph's number of rows {name}: expected a size that "
+                f"holds for any part of the graph; take it from a tensor (x.size(0)), not from a literal, an attribute "
+                f"or int(edge_index.max()) + 1"
+            )
     return UnsupportedModelError(
         f"{line}: the model could not be captured ({type(error).__name__}: {what.rstrip('.')}): expected forward to "
         f"run on stand-ins without data, of any number of rows ({rows}), as it does on the real tensors; take row "

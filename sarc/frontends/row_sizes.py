@@ -26,7 +26,7 @@ class RowSizes(ShapeEnv):
 
     def __init__(self, counts: Mapping[str, int]):
         super().__init__(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
-        self._counts = counts
+        self.counts = counts
         self.names: dict[sympy.Basic, sympy.Symbol] = {}
 
     def declare(self, size: torch.SymInt, name: str) -> None:
@@ -52,7 +52,7 @@ class RowSizes(ShapeEnv):
         return answer
 
     def _known(self) -> dict[sympy.Basic, int]:
-        return {symbol: self._counts[str(name)] for symbol, name in self.names.items() if str(name) in self._counts}
+        return {symbol: self.counts[str(name)] for symbol, name in self.names.items() if str(name) in self.counts}
 
     def _baked(self, expr: sympy.Basic) -> UnsupportedModelError:
         return UnsupportedModelError(

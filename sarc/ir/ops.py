@@ -123,6 +123,8 @@ TABLE: dict[object, OpDef] = {
     aten.select_scatter.default: OpDef(rules.scatter_along),
     aten.slice_scatter.default: OpDef(rules.scatter_along),
     aten.detach.default: OpDef(rules.same),
+    aten.fill.Scalar: OpDef(rules.same),
+    aten.fill.Tensor: OpDef(rules.same),
     aten.clone.default: OpDef(rules.same),
     aten._to_copy.default: OpDef(rules.same),
     aten.elu_backward.default: OpDef(rules.pointwise),
