@@ -347,6 +347,11 @@ def scatter_along(call: Call) -> Dims:
     dims = call.operands[0].dims
     if isinstance(dims[axis_of(call)], Rows):
         raise call.refuse("writes rows by position", "select rows by a mask or by an index column")
+    axis, source = axis_of(call), call.type("src").dims
+    if len(source) == len(dims):
+        source = source[:axis] + source[axis + 1 :]
+    if source != dims[:axis] + dims[axis + 1 :]:
+        raise call.refuse(*MIXES_ROWS)
     return dims
 
 
