@@ -9,10 +9,13 @@ import torch
 import torch.fx as fx
 from torch import Tensor, nn
 
+from sarc.codegen.build import require_compiler
+from sarc.codegen.kernels import CppKernel, compile_kernels
 from sarc.errors import PartitionError
 from sarc.frontends.capture import Argument, Captured, capture, fill_results
 from sarc.frontends.check_inputs import check_devices, check_graph, check_ranks, find_graph
 from sarc.frontends.inputs import argument, candidates, choose, take_apart
+from sarc.ir.edge_program import edge_call
 from sarc.ir.program import Input, Program
 from sarc.ir.schedule import Schedule
 from sarc.ir.space import Rows, Space, Spaces, ValueType
@@ -52,7 +55,13 @@ class Pipeline:
     """The passes, in order. Each line is a pass or a stage in a file of its own.
 
     The first block reads calls; the runtime reaches it through here, since it stands on the frontends' floor.
+
+    Args:
+        backend: "reference" (plain torch) or "cpp" (edge programs with a scalar form become C++ kernels).
     """
+
+    def __init__(self, backend: str = "reference"):
+        self.backend = backend
 
     take_apart = staticmethod(take_apart)
     check_devices = staticmethod(check_devices)
@@ -115,6 +124,12 @@ class Pipeline:
     ) -> Schedule:
         return build_schedule(program, rank, num_parts, columns, prefetch)
 
+    def kernels(self, program: Program) -> dict[str, CppKernel]:
+        """Compiled edge programs of a partitioned program, by name; none with the reference backend."""
+        if self.backend == "reference":
+            return {}
+        return compile_kernels([n.args[0] for n in program.graph.nodes if n.target is edge_call])
+
 
 def graph_spaces() -> Spaces:
     """The spaces every program starts from: nodes N and edges E of the one relation."""
@@ -159,6 +174,7 @@ def compile(
     spaces: Mapping[str, str | None] | None = None,
     prefetch: int = 1,
     seed: int | None = None,
+    backend: str = "reference",
 ) -> CompiledModule:
     """Compile `model` to run full-batch, and exactly, over the partitions of a graph.
 
@@ -170,6 +186,8 @@ def compile(
         spaces: for arguments whose rows cannot be told from their shapes: name -> "N", "E" or None (replicated).
         prefetch: chunks of rows posted ahead of the one in use; at most 2 (1 + prefetch) are alive on a part.
         seed: of dropout and other random operators; None takes torch's initial seed. All ranks use rank 0's.
+        backend: "reference" runs edge programs as plain torch operators; "cpp" compiles those that have a scalar form
+            to C++ kernels (about a second each, kept in a cache).
 
     Returns:
         A module called like `model`: with whole-graph tensors in one process; under torchrun with the rows a rank owns
@@ -178,6 +196,7 @@ def compile(
     Raises:
         UnsupportedModelError: at the first call, when the model cannot be captured or partitioned.
         PartitionError, GraphError: partitions that do not fit the world or the call.
+        CodegenError: backend "cpp" without a C++ compiler.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
@@ -188,4 +207,8 @@ def compile(
         )
     if prefetch < 0:
         raise ValueError(f"prefetch: expected 0 or more chunks, got {prefetch}")
-    return CompiledModule(model, partitions, Pipeline(), spaces=dict(spaces or {}), prefetch=prefetch, seed=seed)
+    if backend not in ("reference", "cpp"):
+        raise ValueError(f"backend: expected 'reference' or 'cpp', got {backend!r}")
+    if backend == "cpp":
+        require_compiler()
+    return CompiledModule(model, partitions, Pipeline(backend), spaces=dict(spaces or {}), prefetch=prefetch, seed=seed)

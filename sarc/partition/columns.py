@@ -34,6 +34,8 @@ class ColumnMap:
         blocks: the column's entries by owner and chunk when `remote` is True.
         needs: needs[q] = number of rows of each chunk received from q.
         serves: serves[q] = int64 owned positions of each chunk sent to q.
+        round_chunks: round_chunks[r] = most chunks that any part receives from the part r before it; the same on all
+            parts, so that they step through the rounds of a schedule alike.
     """
 
     remote: bool
@@ -41,6 +43,7 @@ class ColumnMap:
     blocks: tuple[Block, ...] = ()
     needs: tuple[tuple[int, ...], ...] = ()
     serves: tuple[tuple[Tensor, ...], ...] = ()
+    round_chunks: tuple[int, ...] = ()
 
     @property
     def halo_rows(self) -> int:

@@ -1,8 +1,8 @@
 """Losses and metrics over the rows of the whole graph: the same number on every rank.
 
 Every rank differentiates the same global loss: its gradient with respect to a rank's own rows is what that rank gets.
-In one process these are the ordinary functions. Under torchrun each is one all-reduce, and an error on one rank is raised
-on all of them.
+In one process these are the ordinary functions. Under torchrun each is one all-reduce, and an error on one rank is
+raised on all of them.
 """
 
 from __future__ import annotations

@@ -28,6 +28,8 @@ class PartState:
         total: rows of the whole graph, by the same spaces.
         keys: int64 ids of the owned rows, by space.
         assignment: owner of every node when this process holds the whole graph, else None.
+        columns: map of each column, by (value name, target space).
+        traversals: blocks of edges in the orders that kernels visit them, made when first used.
     """
 
     part: Part
@@ -37,6 +39,7 @@ class PartState:
     keys: dict[str, Tensor]
     assignment: Tensor | None
     columns: dict[tuple[str, str], ColumnMap] = field(default_factory=dict)
+    traversals: dict[object, object] = field(default_factory=dict)
 
     @property
     def rank(self) -> int:
@@ -138,4 +141,7 @@ class PartState:
                 blocks.append(Block(q, c, rows[here], place[here] - c * step))
             asked = requests.get(q)
             serves.append(tuple(self.own_position(asked, target).split(step)) if asked is not None else ())
-        return ColumnMap(True, None, tuple(blocks), tuple(needs), tuple(serves))
+        everyone = yield AllGather([len(chunks) for chunks in needs])
+        parts = range(self.part.num_parts)
+        rounds = tuple(max(everyone[p][(p - r) % len(parts)] for p in parts) for r in parts)
+        return ColumnMap(True, None, tuple(blocks), tuple(needs), tuple(serves), rounds)

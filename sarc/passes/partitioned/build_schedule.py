@@ -184,12 +184,16 @@ def _remote_target(edges: EdgeProgram, values: Sequence[fx.Node]) -> str | None:
 
 
 def _rounds(column: ColumnMap, p: int, num_parts: int) -> list[tuple[int, int, int, int, int, int]]:
-    """(round, chunk, source, destination, rows received, rows sent) in ring order; empty chunks have no message."""
+    """(round, chunk, source, destination, rows received, rows sent) in ring order; empty chunks have no message.
+
+    All parts list the same rounds, empty ones too. So what one part sends to another, fetches of one round and returns
+    of another among them, is posted in one order on both sides: messages are matched by order alone.
+    """
     found = []
     for r in range(1, num_parts):
         source, dest = (p - r) % num_parts, (p + r) % num_parts
         needs, serves = column.needs[source], column.serves[dest]
-        for c in range(max(len(needs), len(serves))):
+        for c in range(column.round_chunks[r]):
             incoming = needs[c] if c < len(needs) else 0
             outgoing = serves[c].numel() if c < len(serves) else 0
             found.append((r, c, source, dest, incoming, outgoing))
