@@ -1,4 +1,26 @@
-"""What every pass shares: building typed graphs, common subexpressions, dead code."""
+"""What every pass shares: building typed graphs, common subexpressions, dead code.
+
+merge-common and remove-dead keep programs small: equal calls become one, calls nobody reads go.
+
+Before:
+    program step
+    space N = nodes
+    %x: f32[N, 4] = input arg x
+    %a: f32[N, 4] = aten.relu(%x)   # model.py:7
+    %b: f32[N, 4] = aten.relu(%x)   # model.py:8
+    %c: f32[N, 4] = aten.exp(%x)   # model.py:9
+    %d: f32[N, 4] = aten.add.Tensor(%a, %b)   # model.py:10
+    return result 0 = %d
+After:
+    program step
+    space N = nodes
+    %x: f32[N, 4] = input arg x
+    %a: f32[N, 4] = aten.relu(%x)   # model.py:7
+    %d: f32[N, 4] = aten.add.Tensor(%a, %a)   # model.py:10
+    return result 0 = %d
+Needs a graph of its own (both work in place); gives one in which no two calls but random ones are equal.
+Either does nothing, and says so, when no two calls are equal or every call is read.
+"""
 
 from __future__ import annotations
 

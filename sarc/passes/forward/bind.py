@@ -3,6 +3,34 @@
 What depends on integer and boolean inputs alone (degrees, normalisations, self loops, row selections) is the structure
 program: run once a graph, itself partitioned. Everything else is the step program, whose inputs include the bound
 values.
+
+Before:
+    program raised
+    space N = nodes
+    space E = edges on edges
+    %x: f32[N] = input arg x
+    %dst: i64[E] = input arg dst
+    %ones: f32[E] = aten.full([|E|], 1, dtype=f32)   # model.py:8
+    %degree: f32[N] = sarc.reduce(%ones, %dst, 0, |N|, 'sum')   # model.py:8
+    %out: f32[N] = aten.div.Tensor(%x, %degree)   # model.py:9
+    return result 0 = %out
+After:
+    program structure
+    space N = nodes
+    space E = edges on edges
+    %dst: i64[E] = input arg dst
+    %ones: f32[E] = aten.full([|E|], 1, dtype=f32)   # model.py:8
+    %degree: f32[N] = sarc.reduce(%ones, %dst, 0, |N|, 'sum')   # model.py:8
+    return bound degree = %degree
+    program step
+    space N = nodes
+    space E = edges on edges
+    %x: f32[N] = input arg x
+    %bound_degree: f32[N] = input bound degree   # model.py:8
+    %out: f32[N] = aten.div.Tensor(%x, %bound_degree)   # model.py:9
+    return result 0 = %out
+Needs a raised program; gives the structure program and a step program whose inputs include the bound values.
+It does nothing to a program without structural values: the structure program is empty, the step the program itself.
 """
 
 from __future__ import annotations

@@ -2,6 +2,17 @@
 
 Which node or edge an index names is read from where it comes from, never from names: an index that is a column
 broadcast by views is that column. Overwriting scatters become sums of the winning rows, chosen by structure alone.
+
+Before:
+    out = x.new_zeros(x.size(0), 4)
+    return out.index_add(0, dst, x[src])
+After:
+    %full_default: f32[N, 4] = aten.full([|N|, 4], 0, dtype=f32)   # model.py:2
+    %gather_default: f32[E, 4] = sarc.gather(%x, %src, 0)   # model.py:3
+    %reduce_default: f32[N, 4] = sarc.reduce(%gather_default, %dst, 0, |N|, 'sum')   # model.py:3
+Needs a canonical graph and the types of its placeholders; gives a typed graph in which rows meet only through columns
+and contractions.
+It does nothing to calls that index no rows: they are typed as they stand.
 """
 
 from __future__ import annotations

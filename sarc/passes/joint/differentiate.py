@@ -3,6 +3,27 @@
 PyTorch's own autograd differentiates: the step program runs on fake tensors with one symbolic size a space, and what
 autograd records comes out in ATen and the graph dialect. A backward node takes the source line of the forward node it
 belongs to.
+
+Before:
+    program step
+    space N = nodes
+    %x: f32[N, 4] = input arg x
+    %w: f32[4, 2] = input param w
+    %h: f32[N, 2] = aten.mm(%x, %w)   # model.py:8
+    return result 0 = %h
+After:
+    program joint
+    space N = nodes
+    %x: f32[N, 4] = input arg x
+    %w: f32[4, 2] = input param w
+    %tangent_0: f32[N, 2] = input tangent 0
+    %mm_default: f32[N, 2] = aten.mm(%x, %w)   # model.py:8
+    %t_default: f32[4, N] = aten.t(%x)   # model.py:8
+    %mm_default_1: f32[4, 2] = aten.mm(%t_default, %tangent_0)   # model.py:8
+    return result 0 = %mm_default
+    return grad param w = %mm_default_1
+Needs a step program in the graph dialect; gives a joint program in the same dialect whose outputs gain gradients.
+It does nothing for an input that no result depends on: such a gradient is left out.
 """
 
 from __future__ import annotations

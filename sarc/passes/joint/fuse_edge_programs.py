@@ -3,6 +3,32 @@
 A region starts at gathers from nodes and at edge tensors, runs row-wise, and ends in folds: reduces to nodes,
 contractions over the edges, and stores of edge rows that something else reads. Folds over one space that do not depend
 on each other and use the same columns share a traversal.
+
+Before:
+    program forward
+    space N = nodes
+    space E = edges on edges
+    %z: f32[N, 4] = input arg z
+    %src: i64[E] = input bound src
+    %dst: i64[E] = input bound dst
+    %m: f32[E, 4] = sarc.gather(%z, %src, 0)   # model.py:8
+    %out: f32[N, 4] = sarc.reduce(%m, %dst, 0, |N|, 'sum')   # model.py:9
+    return result 0 = %out
+After:
+    program forward
+    space N = nodes
+    space E = edges on edges
+    edges @edges0 over E   # model.py:9
+      %m: f32[E, 4] = gather $0 by #0 axis 0   # model.py:8
+      reduce sum by #1 axis 0 %m: f32[N, 4]
+    %z: f32[N, 4] = input arg z
+    %src: i64[E] = input bound src
+    %dst: i64[E] = input bound dst
+    %edge_call: (f32[N, 4]) = edge_call(@edges0, [%z], [%src, %dst])   # model.py:9
+    %getitem: f32[N, 4] = getitem(%edge_call, 0)   # model.py:9
+    return result 0 = %getitem
+Needs a forward or backward program; gives one in which every value over edges is inside an edge program or stored.
+It does nothing to a program without folds over edges: the same object comes back.
 """
 
 from __future__ import annotations

@@ -2,6 +2,41 @@
 
 Saved are values over nodes and replicated values. Recomputed in the backward program are all values over edges (so no
 edge tensor outlives its fold), random draws and what follows from them alone, constants and views.
+
+Before:
+    program joint
+    space N = nodes
+    %x: f32[N, 4] = input arg x
+    %w: f32[4, 2] = input param w
+    %tangent_0: f32[N, 2] = input tangent 0
+    %h: f32[N, 2] = aten.mm(%x, %w)   # model.py:8
+    %y: f32[N, 2] = aten.exp(%h)   # model.py:9
+    %g: f32[N, 2] = aten.mul.Tensor(%tangent_0, %y)   # model.py:9
+    %t: f32[4, N] = aten.t(%x)   # model.py:8
+    %gw: f32[4, 2] = aten.mm(%t, %g)   # model.py:8
+    return result 0 = %y
+    return grad param w = %gw
+After:
+    program forward
+    space N = nodes
+    %x: f32[N, 4] = input arg x
+    %w: f32[4, 2] = input param w
+    %h: f32[N, 2] = aten.mm(%x, %w)   # model.py:8
+    %y: f32[N, 2] = aten.exp(%h)   # model.py:9
+    return result 0 = %y
+    return saved y = %y
+    program backward
+    space N = nodes
+    %x: f32[N, 4] = input arg x
+    %tangent_0: f32[N, 2] = input tangent 0
+    %saved_y: f32[N, 2] = input saved y   # model.py:9
+    %g: f32[N, 2] = aten.mul.Tensor(%tangent_0, %saved_y)   # model.py:9
+    %t: f32[4, N] = aten.t(%x)   # model.py:8
+    %gw: f32[4, 2] = aten.mm(%t, %g)   # model.py:8
+    return grad param w = %gw
+Needs a joint program; gives a forward program whose outputs gain the saved values and a backward program that reads
+them.
+It does nothing about values that the backward pass does not read: they are not saved.
 """
 
 from __future__ import annotations

@@ -4,6 +4,36 @@ Contractions are completed by all-reduces. An edge program that reads or folds t
 parts names it as its `remote` column: its rows are fetched and returned chunk by chunk. An edge program has one
 traversal order, so it has one remote column; a second one is read beforehand into a stored edge tensor, or folded
 afterwards from one (the base lowering, which `plan()` names).
+
+Before:
+    program forward
+    space N = nodes
+    space E = edges on edges
+    edges @edges0 over E   # model.py:9
+      %m: f32[E] = gather $0 by #0 axis 0   # model.py:8
+      reduce sum by #0 axis 0 %m: f32[N]
+    %z: f32[N] = input arg z
+    %src: i64[E] = input bound src
+    %edge_call: (f32[N]) = edge_call(@edges0, [%z], [%src])   # model.py:9
+    %out: f32[N] = getitem(%edge_call, 0)   # model.py:9
+    %total: f32[] = aten.sum(%out)   # model.py:10
+    return result 0 = %total
+After:
+    program forward
+    space N = nodes
+    space E = edges on edges
+    edges @edges0 over E remote #0   # model.py:9
+      %m: f32[E] = gather $0 by #0 axis 0   # model.py:8
+      reduce sum by #0 axis 0 %m: f32[N]
+    %z: f32[N] = input arg z
+    %src: i64[E] = input bound src
+    %edge_call: (f32[N]) = edge_call(@edges0, [%z], [%src])   # model.py:9
+    %out: f32[N] = getitem(%edge_call, 0)   # model.py:9
+    %total: f32[] = aten.sum(%out)   # model.py:10
+    %all_reduce: f32[] = all_reduce(%total, 'sum')   # model.py:10
+    return result 0 = %all_reduce
+Needs a fused program and the names of the columns that reach other parts; gives the program of one part.
+It does nothing to a program without such columns and contractions: the same object comes back.
 """
 
 from __future__ import annotations
@@ -33,6 +63,8 @@ class PartitionProgram:
         self.remote = remote
 
     def run(self, program: Program) -> Program:
+        if not any(self._is_open(node) for node in program.graph.nodes):
+            return program
         graph = fx.Graph()
         env: dict[fx.Node, fx.Node] = {}
         self.graph, self.extra = graph, 0
@@ -52,8 +84,20 @@ class PartitionProgram:
         remove_dead(graph)
         return replace(program, graph=graph, spaces=program.spaces.copy())
 
+    def _is_open(self, node: fx.Node) -> bool:
+        """Whether a contraction is not completed yet, or an edge call does not name the remote column it has."""
+        if self._contraction(node):
+            return True
+        if node.target is not edge_call:
+            return False
+        edges, _, columns = node.args
+        used = edges.columns_used("gather") | edges.columns_used("reduce")
+        remote = [k for k in sorted(used) if columns[k].name in self.remote]
+        return remote != ([] if edges.remote is None else [edges.remote])
+
     def _contraction(self, node: fx.Node) -> str:
-        if node.op != "call_function":
+        """The all-reduce that `node`, a share of a contraction, still needs; "" for any other value."""
+        if node.op != "call_function" or any(user.target in (all_reduce, tuple_of) for user in node.users):
             return ""
         if node.target is operator.getitem and node.args[0].target is edge_call:
             result = node.args[0].args[0].results[node.args[1]]

@@ -1,0 +1,113 @@
+"""What holds of every pass on every model: the input is not altered, nothing to do gives the same object, and the
+program's numbers stay the same to the last step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sarc.compiler import Pipeline
+from sarc.ir.parse import parse_program
+from sarc.ir.print import format_program
+from sarc.ir.program import Program
+from sarc.passes.base import merge_common
+from sarc.passes.forward.bind import bind
+from sarc.passes.joint.differentiate import differentiate
+from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
+from sarc.passes.joint.split import split
+from sarc.passes.partitioned.partition_program import PartitionProgram
+from tests.ir.stages import MODELS, compiled, run_step
+
+# Sums of at most 40 float64 terms in another order.
+TOLERANCE = 1e-12
+
+ROWS = """program forward
+space N = nodes
+%x: f32[N, 4] = input arg x
+%w: f32[4, 2] = input param w
+%h: f32[N, 2] = aten.mm(%x, %w)   # model.py:8
+%y: f32[N, 2] = aten.relu(%h)   # model.py:9
+return result 0 = %y
+"""
+
+
+def remote_columns(program: Program) -> frozenset[str]:
+    return frozenset(column.name for column, _ in Pipeline().columns(program))
+
+
+def gradient_inputs(made) -> frozenset:
+    names = {output.name for output in made.programs["joint"].outputs if output.kind == "grad"}
+    return frozenset(entry for entry in made.programs["step"].inputs if str(entry) in names)
+
+
+@pytest.mark.parametrize("name", ["gat-dropout", "pna", "masked-loss", "gine"])
+def test_no_pass_alters_its_input(name: str) -> None:
+    made = compiled(name)
+    step = parse_program(made.texts["step"])
+    raised, joint = parse_program(made.texts["raised"]), parse_program(made.texts["joint"])
+    fused = parse_program(made.texts["backward"])
+    bind(raised)
+    differentiate(step, gradient_inputs(made))
+    split(joint)
+    before_fusion = split(joint)[1]
+    text = format_program(before_fusion)
+    FuseEdgePrograms().run(before_fusion)
+    PartitionProgram(remote_columns(fused)).run(fused)
+    assert format_program(raised) == made.texts["raised"]
+    assert format_program(step) == made.texts["step"]
+    assert format_program(joint) == made.texts["joint"]
+    assert format_program(before_fusion) == text
+    assert format_program(fused) == made.texts["backward"]
+
+
+def test_nothing_to_fuse_and_nothing_to_partition_give_the_same_object() -> None:
+    rows = parse_program(ROWS)
+    assert FuseEdgePrograms().run(rows) is rows
+    assert PartitionProgram(frozenset({"src"})).run(rows) is rows
+    assert merge_common(rows.graph) is False
+    assert format_program(rows) == ROWS
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("stage", ["forward", "backward"])
+def test_a_second_run_changes_nothing(name: str, stage: str) -> None:
+    made = compiled(name)
+    fused = made.programs[stage]
+    assert format_program(FuseEdgePrograms().run(fused)) == made.texts[stage]
+    partitioned = PartitionProgram(remote_columns(fused))
+    once = partitioned.run(fused)
+    assert partitioned.run(once) is once
+
+
+def test_the_passes_take_the_same_way_from_text() -> None:
+    made = compiled("gat")
+    joint = differentiate(parse_program(made.texts["step"]), gradient_inputs(made))
+    forward, backward = (FuseEdgePrograms().run(p) for p in split(joint))
+    assert format_program(joint) == made.texts["joint"]
+    assert format_program(forward) == made.texts["forward"]
+    assert format_program(backward) == made.texts["backward"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_partitioned_programs_compute_what_whole_ones_do(name: str) -> None:
+    made = compiled(name)
+    programs = dict(made.programs)
+    for stage in ("forward", "backward"):
+        # Every column remote: the most rewriting there can be.
+        fused = made.programs[stage]
+        programs[f"partitioned {stage}"] = PartitionProgram(remote_columns(fused)).run(fused)
+    whole = run_step(made, programs)
+    parts = run_step(made, programs, "partitioned forward", "partitioned backward")
+    for ours, theirs in zip(parts, whole, strict=True):
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            assert torch.allclose(value, theirs[key], rtol=0, atol=TOLERANCE), key
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_edge_tensor_of_any_width_is_saved(name: str) -> None:
+    made = compiled(name)
+    forward = made.programs["forward"]
+    for node, output in zip(forward.returned, forward.outputs, strict=True):
+        if output.kind == "saved":
+            assert not any(forward.spaces[s].on_edges for s in node.meta["type"].spaces), output
