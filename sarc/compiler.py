@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from sarc.codegen.build import require_compiler
 from sarc.codegen.kernels import CppKernel, compile_kernels
-from sarc.errors import PartitionError
+from sarc.errors import OptionError, PartitionError
 from sarc.frontends.capture import Argument, Captured, capture, fill_results
-from sarc.frontends.check_inputs import check_devices, check_graph, check_ranks, find_graph
+from sarc.frontends.check_inputs import check_arguments, check_graph, check_ranks, find_graph
+from sarc.frontends.check_options import check_options
 from sarc.frontends.inputs import argument, candidates, choose, take_apart
 from sarc.ir.edge_program import edge_call
 from sarc.ir.program import Input, Program
@@ -64,7 +65,7 @@ class Pipeline:
         self.backend = backend
 
     take_apart = staticmethod(take_apart)
-    check_devices = staticmethod(check_devices)
+    check_arguments = staticmethod(check_arguments)
     find_graph = staticmethod(find_graph)
     candidates = staticmethod(candidates)
     choose = staticmethod(choose)
@@ -110,7 +111,7 @@ class Pipeline:
         """The program of one part, for columns known to reach other parts."""
         return verify(PartitionProgram(remote).run(program))
 
-    def columns(self, program: Program) -> list[tuple[fx.Node, str | None]]:
+    def columns(self, program: Program) -> list[tuple[fx.Node, str | int]]:
         """The columns of a program and the spaces whose rows they name."""
         return column_targets(program)
 
@@ -119,7 +120,7 @@ class Pipeline:
         program: Program,
         rank: int,
         num_parts: int,
-        columns: Mapping[tuple[str, str | None], ColumnMap],
+        columns: Mapping[tuple[str, str | int], ColumnMap],
         prefetch: int,
     ) -> Schedule:
         return build_schedule(program, rank, num_parts, columns, prefetch)
@@ -194,21 +195,23 @@ def compile(
         (`shard.x`, `shard.graph`), returning its owned rows.
 
     Raises:
+        OptionError: `model` is no module, or an option has a value that it cannot have.
         UnsupportedModelError: at the first call, when the model cannot be captured or partitioned.
         PartitionError, GraphError: partitions that do not fit the world or the call.
         CodegenError: backend "cpp" without a C++ compiler.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    check_options(model, spaces, prefetch, seed)
+    if isinstance(model, CompiledModule):
+        raise OptionError("model: expected a plain module, got one that sarc.compile made; compile its .model")
     if isinstance(partitions, bool) or not isinstance(partitions, (Partitions, int, Tensor)):
         raise PartitionError(
             f"expected partitions (sarc.partition(...), shard.partitions), a number of parts or an assignment tensor "
             f"int64 [N], got {type(partitions).__name__}"
         )
-    if prefetch < 0:
-        raise ValueError(f"prefetch: expected 0 or more chunks, got {prefetch}")
+    if isinstance(partitions, int) and partitions < 1:
+        raise PartitionError(f"expected at least 1 part, got {partitions}")
     if backend not in ("reference", "cpp"):
-        raise ValueError(f"backend: expected 'reference' or 'cpp', got {backend!r}")
+        raise OptionError(f"backend: expected 'reference' or 'cpp', got {backend!r}")
     if backend == "cpp":
         require_compiler()
     return CompiledModule(model, partitions, Pipeline(backend), spaces=dict(spaces or {}), prefetch=prefetch, seed=seed)

@@ -6,6 +6,7 @@ One table for both targets. `None` results mean: no scalar form, the reference b
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -81,7 +82,9 @@ _UNARY = {
 }
 
 
-def scalar(target, operands: list[str], numbers: dict[str, object], out: torch.dtype, compute: torch.dtype) -> str | None:
+def scalar(
+    target: Any, operands: list[str], numbers: dict[str, Any], out: torch.dtype, compute: torch.dtype
+) -> str | None:
     """C++ for one element of a row-wise operator.
 
     Args:
@@ -109,7 +112,7 @@ def scalar(target, operands: list[str], numbers: dict[str, object], out: torch.d
     if name in _UNARY and len(operands) == 1:
         return _UNARY[name].format(operands[0], one=one, zero=zero)
     if name == "where" and len(operands) == 3:
-        return "({0} ? {1} : {2})".format(*operands)
+        return "({} ? {} : {})".format(*operands)
     if name == "leaky_relu":
         slope = literal(numbers.get("negative_slope", 0.01), compute)
         return f"({operands[0]} > {zero} ? {operands[0]} : {operands[0]} * {slope})"

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sarc.codegen.build import build
-from sarc.codegen.cpp import NoKernel, Source, emit
+from sarc.codegen.cpp import Source, emit
+from sarc.codegen.views import NoKernel
 from sarc.ir.dialect import UNIFORM
 from sarc.ir.edge_program import EdgeProgram
 from sarc.ir.space import Rows
@@ -86,7 +87,9 @@ class CppKernel:
         """The columns whose traversals a launch needs."""
         return [s.order for s in self.sources]
 
-    def traverse(self, order: int | None, edges: Tensor | None, length: int, columns: Mapping[int, Tensor]) -> Traversal:
+    def traverse(
+        self, order: int | None, edges: Tensor | None, length: int, columns: Mapping[int, Tensor]
+    ) -> Traversal:
         """A block's edges in one of `orders` (see `traversal`)."""
         return traversal(order, edges, length, columns)
 
@@ -121,7 +124,7 @@ class CppKernel:
             tensors = [order.bounds, order.starts, order.targets, order.edges, keys]
             tensors += [order.columns[c] for c in used] + tables + outs
             pointers = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
-            numbers = (ctypes.c_int64 * 3)(chunks, seed, step)
+            numbers = (ctypes.c_int64 * 4)(chunks, seed, step, torch.get_num_threads())
             launcher(pointers, numbers)
             for finish in after:
                 finish()

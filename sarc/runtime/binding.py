@@ -16,6 +16,7 @@ from torch import Tensor
 from sarc.ir.program import Input, Program
 from sarc.ir.schedule import Schedule
 from sarc.ir.space import ValueType
+from sarc.runtime.executor import Kernel
 from sarc.runtime.host import Host
 from sarc.runtime.part_state import PartState
 from sarc.runtime.rows import RowOrder
@@ -36,6 +37,7 @@ class Binding:
         bound: bound values of each hosted part, by name.
         programs: partitioned programs by stage.
         schedules: schedule of each hosted part, by stage.
+        kernels: compiled edge programs by name, by stage; the others run in plain torch.
     """
 
     structural: list[tuple[Tensor, int]]
@@ -43,6 +45,7 @@ class Binding:
     bound: list[dict[str, Tensor]]
     programs: dict[str, Program] = field(default_factory=dict)
     schedules: dict[str, list[Schedule]] = field(default_factory=dict)
+    kernels: dict[str, Mapping[str, Kernel]] = field(default_factory=dict)
 
     def fits(self, structural: Sequence[Tensor]) -> bool:
         """Whether it was made from tensors of these values."""
@@ -143,7 +146,7 @@ def _schedule(
     states = binding.order.states
     for state in states:
         state.spaces = program.spaces.copy()
-    wanted: list[tuple[fx.Node, str | None]] = compiler.columns(program)
+    wanted: list[tuple[fx.Node, str | int]] = compiler.columns(program)
     entries = dict(zip(program.placeholders, program.inputs, strict=True))
     cuts = cut_inputs(program, values, binding.order, constants)
 
@@ -161,6 +164,7 @@ def _schedule(
     remote = frozenset(c.name for c, t in wanted if states[0].columns[c.name, t].remote)
     partitioned = compiler.partition(program, remote)
     binding.programs[stage] = partitioned
+    binding.kernels[stage] = compiler.kernels(partitioned)
     binding.schedules[stage] = [
         compiler.schedule(partitioned, s.rank, s.part.num_parts, s.columns, prefetch) for s in states
     ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
+from typing import Protocol
 
 import torch
 import torch.fx as fx
@@ -31,6 +32,21 @@ from sarc.runtime.structure import run_local
 from sarc.runtime.transport import AllReduce, Handle, Transport, Wait
 
 
+class Kernel(Protocol):
+    """A compiled edge program (`sarc.codegen.kernels.CppKernel`)."""
+
+    @property
+    def orders(self) -> list[int | None]: ...
+
+    def traverse(
+        self, order: int | None, edges: Tensor | None, length: int, columns: Mapping[int, Tensor]
+    ) -> object: ...
+
+    def launch(
+        self, traversals: Sequence[object], operands: Sequence[Tensor], results: Sequence[Tensor], keys: Tensor
+    ) -> None: ...
+
+
 class Executor:
     """One run of a schedule on one part.
 
@@ -41,6 +57,7 @@ class Executor:
         transport: sends and receives.
         values: the part's rows of each input, by placeholder name; emptied as values are freed.
         run: number of the run, common to all parts; messages of different runs never meet.
+        kernels: compiled edge programs, by name; the others run in plain torch.
     """
 
     def __init__(
@@ -51,7 +68,9 @@ class Executor:
         transport: Transport,
         values: dict[str, Tensor],
         run: int = 0,
+        kernels: Mapping[str, Kernel] | None = None,
     ):
+        self.kernels = kernels or {}
         self.program, self.schedule, self.state, self.transport = program, schedule, state, transport
         self.env: dict[str, object] = values
         self.number = run
@@ -102,7 +121,7 @@ class Executor:
         return run_local(node, env, self.local, self.total)
 
     def _map(self, column: fx.Node, dim) -> ColumnMap:
-        return self.state.columns[column.name, dim.space if isinstance(dim, Rows) else None]
+        return self.state.columns[column.name, dim.space if isinstance(dim, Rows) else dim]
 
     def _all_reduce(self, step: ins.AllReduce) -> Generator:
         share = self.env[self.nodes[step.node].args[0].name]
@@ -131,7 +150,12 @@ class Executor:
         return self.chunks[name]
 
     def _what(self, name: str, peer: int) -> str:
-        return f"{name} between part {self.state.rank} and part {peer} ({self.schedule.stage})"
+        call, place, chunk = name.rsplit(".", 2)  # call.direction round.chunk, as the schedule names its buffers
+        kind, round_ = place.rstrip("0123456789"), place.lstrip("_abcdefghijklmnopqrstuvwxyz")
+        return (
+            f"buffer {call}.{kind} of round {round_}, chunk {chunk}, between part {self.state.rank} and peer part {peer} "
+            f"({self.schedule.stage})"
+        )
 
     def _post_recv(self, step: ins.PostRecv) -> Generator:
         buffer = self._new_chunk(step.buffer, step.nbytes)
@@ -198,7 +222,10 @@ class Executor:
         partial = {}
         if step.partial:
             partial = self._new_partial(edges, node, step)
-        if length or not edges.operands:
+        kernel = self.kernels.get(edges.name)
+        if kernel is not None and length:
+            self._run_kernel(kernel, node, block, rows, length, fetched, partial)
+        elif length or not edges.operands:
             operands = [self._operand(o, node, block, rows, fetched) for o in edges.operands]
             keys = {edges.space: self.keys[edges.space] if rows is None else self.keys[edges.space][rows]}
             sizes = {**self.local, edges.space: length}
@@ -207,6 +234,39 @@ class Executor:
                 self._fold(k, result, value, node, block, rows, partial)
         return
         yield
+
+    def _run_kernel(self, kernel: Kernel, node: fx.Node, block, rows, length: int, fetched, partial) -> None:
+        edges, values, columns = node.args
+        remote = edges.remote if block is not None else None
+        used = sorted(edges.columns_used("gather") | edges.columns_used("reduce"))
+        place = (edges.space, *((block.peer, block.chunk) if block is not None else ()))
+        names = tuple(columns[c].name for c in used)
+        traversals = []
+        for order in kernel.orders:
+            key = (*place, names, None if order is None else columns[order].name)
+            if key not in self.state.traversals:
+                named = {c: block.index if c == remote else self._index(node, c, rows) for c in used}
+                self.state.traversals[key] = kernel.traverse(order, rows, length, named)
+            traversals.append(self.state.traversals[key])
+        far = remote is not None and block.peer != self.state.rank
+        tables = []
+        for operand in edges.operands:
+            value = self.env[values[operand.value].name]
+            tables.append(fetched[operand.value] if far and operand.column == remote else value)
+        results = self.env[node.name]
+        outs = [
+            partial[k] if far and r.kind == "reduce" and r.column == remote else results[k]
+            for k, r in enumerate(edges.results)
+        ]
+        kernel.launch(traversals, tables, outs, self.keys[edges.space])
+
+    def _index(self, node: fx.Node, column: int, rows: Tensor | None) -> Tensor:
+        """Owned positions that a column names, at the rows of a block."""
+        edges, values, columns = node.args
+        dims = [values[o.value].meta["type"].dims[o.axis] for o in edges.operands if o.column == column]
+        dims += [r.type.dims[r.axis] for r in edges.results if r.kind == "reduce" and r.column == column]
+        index = self._map(columns[column], dims[0]).index
+        return index if rows is None else index[rows]
 
     def _block(self, node: fx.Node, step: ins.RunBlock) -> Block | None:
         edges = node.args[0]

@@ -83,10 +83,7 @@ class PartState:
 
     def locate(self, ids: Tensor, target: str, where: str) -> tuple[Tensor, Tensor]:
         """Owner and position of each id among the owner's rows (or, without a whole assignment, among its halo rows)."""
-        bound = self.key_bound(target)
-        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= bound):
-            worst = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
-            raise GraphError(f"{where}index {worst} is out of range: expected values from 0 to {bound - 1}")
+        check_range(ids, self.key_bound(target), where)
         if target == NODES:
             if self.assignment is not None:
                 return self.assignment[ids], ids
@@ -104,19 +101,31 @@ class PartState:
         """Positions of owned ids among this part's rows of `target`."""
         return torch.searchsorted(self.row_keys(target), ids)
 
-    def map_column(self, ids: Tensor, target: str | None, where: str = "") -> Generator:
-        """The ColumnMap of a column of ids of `target` (None: a replicated dimension, read in place)."""
-        if target is None:
-            return ColumnMap(False, ids)
+    def map_column(self, ids: Tensor, target: str | int, where: str = "") -> Generator:
+        """The ColumnMap of a column of ids.
+
+        Args:
+            target: the space whose rows it names, or the length of a replicated dimension, which is read in place.
+            where: "file:line: " of the user's code, for messages.
+
+        Raises:
+            GraphError: an id is out of range, on any part.
+            PartitionError: an id names rows that cannot be reached from here.
+        """
         problem, owner = "", torch.full_like(ids, self.rank)
         try:
-            owner, _ = self.locate(ids, target, where)
+            if isinstance(target, int):
+                check_range(ids, target, where)
+            else:
+                owner, _ = self.locate(ids, target, where)
         except (GraphError, PartitionError) as error:
             problem = error
         problems = yield AllGather(problem)
         for found in problems:
             if found:
                 raise found
+        if isinstance(target, int):
+            return ColumnMap(False, ids)
         flag = yield AllReduce(torch.tensor(int(bool((owner != self.rank).any()))), "max")
         if not int(flag):
             return ColumnMap(False, self.own_position(ids, target))
@@ -145,3 +154,17 @@ class PartState:
         parts = range(self.part.num_parts)
         rounds = tuple(max(everyone[p][(p - r) % len(parts)] for p in parts) for r in parts)
         return ColumnMap(True, None, tuple(blocks), tuple(needs), tuple(serves), rounds)
+
+
+def check_range(ids: Tensor, bound: int, where: str) -> None:
+    """GraphError unless 0 <= ids < bound."""
+    if not ids.numel():
+        return
+    low, high = (int(v) for v in torch.aminmax(ids))
+    if low < 0 or high >= bound:
+        advice = "negative positions do not count from the end: add the number of rows" if low < 0 else (
+            "check the index that is an input, or made from inputs, in this line"
+        )
+        raise GraphError(
+            f"{where}index {low if low < 0 else high} is out of range: expected values from 0 to {bound - 1}; {advice}"
+        )

@@ -76,8 +76,8 @@ class Plan:
     def __str__(self) -> str:
         hosted = ", ".join(map(str, self.hosted))
         lines = [
-            f"plan of parts {hosted} of {self.num_parts}: sends {self.sent_bytes} B, keeps {self.saved_bytes} B between "
-            f"forward and backward, at most {self.chunk_limit} chunks alive"
+            f"plan of parts {hosted} of {self.num_parts}: sends {self.sent_bytes} B, keeps {self.saved_bytes} B "
+            f"between forward and backward, at most {self.chunk_limit} chunks alive"
         ]
         for e in self.edges:
             moves = []
@@ -89,8 +89,8 @@ class Plan:
             stored = f"; stores edge rows, {e.stored_bytes} B" if e.stored_bytes else ""
             at = f"   # {e.loc}" if e.loc else ""
             lines.append(
-                f"  {e.stage:8} @{e.name} over {e.space}: {' + '.join(e.folds)}; {'; '.join(moves)}; sends {e.sent_bytes} B"
-                f"{stored}{at}"
+                f"  {e.stage:8} @{e.name} over {e.space}: {' + '.join(e.folds)}; {'; '.join(moves)}; "
+                f"sends {e.sent_bytes} B{stored}{at}"
             )
         for name, type_, size in self.saved:
             lines.append(f"  saved    %{name}: {type_}, {size} B")
@@ -130,9 +130,8 @@ def _edge_plan(stage: str, node: fx.Node, binding: Binding, states) -> EdgePlan:
     values = node.args[1]
     fetch = fetch_layout(program, [v.meta["type"] for v in values])
     back = return_layout(program)
-    sent = sum(
-        i.nbytes for s in binding.schedules[stage] for i in s.instructions if isinstance(i, ins.Send) and i.call == node.name
-    )
+    sends = [i for s in binding.schedules[stage] for i in s.instructions if isinstance(i, ins.Send)]
+    sent = sum(i.nbytes for i in sends if i.call == node.name)
     stored = sum(_bytes(r.type, s) for r in program.results if r.kind == "store" for s in states)
     return EdgePlan(
         stage,

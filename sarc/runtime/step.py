@@ -80,9 +80,10 @@ class Step:
         """Run a stage on all hosted parts: each one's results, from its value of every placeholder."""
         states = self.binding.order.states
         program, schedules = self.binding.programs[stage], self.binding.schedules[stage]
+        kernels = self.binding.kernels[stage]
         run = 2 * self.number + (stage == "backward")
         works = {
-            state.rank: Executor(program, schedule, state, self.transport, each, run).run()
+            state.rank: Executor(program, schedule, state, self.transport, each, run, kernels).run()
             for state, schedule, each in zip(states, schedules, values, strict=True)
         }
         results = run_parts(works, self.transport)
