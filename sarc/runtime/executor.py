@@ -153,8 +153,8 @@ class Executor:
         call, place, chunk = name.rsplit(".", 2)  # call.direction round.chunk, as the schedule names its buffers
         kind, round_ = place.rstrip("0123456789"), place.lstrip("_abcdefghijklmnopqrstuvwxyz")
         return (
-            f"buffer {call}.{kind} of round {round_}, chunk {chunk}, between part {self.state.rank} and peer part {peer} "
-            f"({self.schedule.stage})"
+            f"buffer {call}.{kind} of round {round_}, chunk {chunk}, between part {self.state.rank} and peer part "
+            f"{peer} ({self.schedule.stage})"
         )
 
     def _post_recv(self, step: ins.PostRecv) -> Generator:

@@ -7,6 +7,7 @@ process under torchrun, and on several parts a process.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,7 +93,8 @@ class _Sent:
             self.work.wait()
         except RuntimeError as error:
             raise ExchangeError(
-                f"{self.what} failed: {str(error).splitlines()[0]}; a peer has stopped, died or runs another program"
+                f"rank {dist.get_rank()}: {self.what} failed: {_first_line(error)}; the peer has stopped, died or runs "
+                f"another program: look at its output, then start all ranks again"
             ) from error
         self.work = None
 
@@ -255,9 +257,15 @@ def run_collective(what: str, run: Callable[[], object], group: dist.ProcessGrou
         run()
     except RuntimeError as error:
         raise ExchangeError(
-            f"rank {dist.get_rank(group)}: {what} failed: {str(error).splitlines()[0]}; every rank must compile and "
+            f"rank {dist.get_rank(group)}: {what} failed: {_first_line(error)}; every rank must compile and "
             f"call the model the same number of times and in the same order, and all of them must be alive"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """What gloo says, without its source file and its advice to read other logs."""
+    text = str(error).splitlines()[0].split(". This is typically")[0]
+    return re.sub(r"^\[[^\]]*\] ", "", text)
 
 
 def gather_objects(value: object, group: dist.ProcessGroup | None = None) -> list[Any]:

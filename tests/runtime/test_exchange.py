@@ -1,4 +1,4 @@
-"""What goes between parts: paired messages, exact bytes, bounded chunks; and what is kept between forward and backward."""
+"""What goes between parts: paired messages, exact bytes, bounded chunks; and what is kept for the backward."""
 
 from __future__ import annotations
 

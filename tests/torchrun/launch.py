@@ -120,7 +120,7 @@ def _wait_for_others(folder: Path, size: int, count: int) -> None:
     """Rank 0 holds the store: it leaves last."""
     import time
 
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         done = 0
         for rank in range(1, size):
