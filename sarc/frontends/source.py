@@ -58,7 +58,7 @@ def asked_by_model() -> bool:
     """
     for name, _ in _frames(sys._getframe(2)):
         if _kind(name) != "symbols":
-            return _kind(name) in ("user", "library")
+            return _kind(name) in ("user", "library", "generated")
     return False
 
 
@@ -84,12 +84,13 @@ def _frames(frame: FrameType | None):
 
 @cache
 def _kind(name: str) -> str:
-    """ "user", "library" (PyG, DGL, other packages), "symbols" (PyTorch's symbolic numbers) or "framework"."""
+    """ "user", "library" (PyG, DGL, other packages), "generated" (PyG's propagate and edge_updater, files of another
+    name in every process), "symbols" (PyTorch's symbolic numbers) or "framework"."""
     if name.startswith("<"):
         return "user" if name.startswith(_TYPED_IN) else "framework"
     path = Path(name)
-    if "_propagate_" in path.name:  # PyG's generated code
-        return "library"
+    if path.name.startswith("torch_geometric."):
+        return "generated"
     for package in _FRAMEWORKS:
         root = _root(package)
         if root is not None and root in path.parents:
