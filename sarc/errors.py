@@ -14,6 +14,10 @@ class UnsupportedModelError(SarcError):
     """The model does something that cannot be partitioned or captured; names the construct and the nearest form."""
 
 
+class OptionError(SarcError, ValueError):
+    """An argument of `sarc.compile` has a type or value that it cannot have."""
+
+
 class GraphError(SarcError):
     """The graph or a tensor that should be aligned with it is malformed: layout, index range, shape, dtype."""
 

@@ -169,7 +169,7 @@ def capture(
             where = user_line(traceback.extract_tb(error.__traceback__))
             error.add_note(f"raised by the model at {where}, while sarc captured it")
             raise
-        raise _refusal(error, original, shape_env) from error
+        raise _refusal(error, original, shape_env, arguments) from error
     graph, constants, const_inputs = _lift_constants(graph_module)
     _locate(graph)
     return Captured(
@@ -207,7 +207,9 @@ def _length(dim, rows):
     return rows[dim.space] * (dim.before * dim.after) if isinstance(dim, Rows) else dim
 
 
-def _refusal(error: Exception, module: nn.Module, sizes: RowSizes) -> UnsupportedModelError:
+def _refusal(
+    error: Exception, module: nn.Module, sizes: RowSizes, arguments: Sequence[Argument]
+) -> UnsupportedModelError:
     """What stopped the trace, in terms of the user's code and of rows rather than of the trace's symbols."""
     line = user_line(traceback.extract_tb(error.__traceback__)) or definition_line(module)
     what = next(iter(str(error).strip().splitlines()), "")
@@ -220,18 +222,19 @@ def _refusal(error: Exception, module: nn.Module, sizes: RowSizes) -> Unsupporte
             f"and shapes that depend on the graph or on Python values only; use torch.where, or compute the number "
             f"outside the model and pass it as an argument"
         )
-    rows = ", ".join(map(str, sizes.names.values()))
     for name, count in sizes.counts.items():
         if re.search(rf"\b{count}\b", what):
             return UnsupportedModelError(
-                f"{line}: {what.rstrip('.')}, where {count} is this graph's number of rows {name}: expected a size that "
-                f"holds for any part of the graph; take it from a tensor (x.size(0)), not from a literal, an attribute "
-                f"or int(edge_index.max()) + 1"
+                f"{line}: {what.rstrip('.')}, where {count} is this graph's number of rows {name}: expected a size "
+                f"that holds for any part of the graph; take it from a tensor (x.size(0)), not from a literal, an "
+                f"attribute or int(edge_index.max()) + 1"
             )
+    given = ", ".join(f"{a.path}: {a.type}" for a in arguments)
     return UnsupportedModelError(
-        f"{line}: the model could not be captured ({type(error).__name__}: {what.rstrip('.')}): expected forward to "
-        f"run on stand-ins without data, of any number of rows ({rows}), as it does on the real tensors; take row "
-        f"counts from the tensors (x.size(0)), and keep numpy, literal counts and printing of values out of forward"
+        f"{line}: the model could not be captured ({type(error).__name__}: {what.rstrip('.')}), called with {given}: "
+        f"expected forward to run on tensors of these types, without data, for any numbers of rows "
+        f"{' and '.join(map(str, sizes.names.values()))}; pass arguments that fit each other, take row counts from the "
+        f"tensors (x.size(0)), and keep numpy, literal counts and printing of values out of forward"
     )
 
 

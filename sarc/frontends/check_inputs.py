@@ -2,13 +2,106 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from sarc.errors import GraphError, UnsupportedModelError
-from sarc.frontends.inputs import EDGES, GRAPH, Call
+from sarc.frontends.inputs import EDGES, GRAPH, NODES, Call, Leaf
+from sarc.ir.space import DTYPE_NAMES
+
+
+def check_arguments(
+    module: nn.Module, call: Call, rows: Mapping[str, int], named: Mapping[str, str | None]
+) -> None:
+    """What one process can tell of a call by itself.
+
+    Args:
+        rows: rows of this process, by space.
+        named: the user's `spaces=`.
+
+    Raises:
+        UnsupportedModelError: a layout or dtype that programs do not hold, or another device than the CPU.
+        GraphError: an edge_index of another dtype or layout; rows of neither nodes nor edges; `spaces=` that does not
+            fit the call.
+    """
+    check_devices(module, call)
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        _check_dense(f"parameter {name}", tensor)
+    for leaf in call.leaves:
+        if leaf.value is not None:
+            _check_dense(f"argument {leaf.name}", leaf.value)
+            if leaf.name not in named:
+                _check_edges(leaf, rows)
+    _check_named(module, call, rows, named)
+    _check_some_rows(call, rows, named)
+
+
+def _check_dense(name: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided:
+        raise UnsupportedModelError(
+            f"{name} is a sparse tensor ({tensor.layout}): expected dense tensors; pass an adjacency matrix as "
+            f"edge_index = torch.stack([columns, rows]) of adj.coalesce().indices() with adj.values() as edge weights, "
+            f"and features as x.to_dense()"
+        )
+    if tensor.dtype not in DTYPE_NAMES:
+        raise UnsupportedModelError(
+            f"{name} has dtype {str(tensor.dtype)[6:]}: expected one of "
+            f"{', '.join(str(dtype)[6:] for dtype in DTYPE_NAMES)}; keep complex numbers as two real features"
+        )
+
+
+def _check_edges(leaf: Leaf, rows: Mapping[str, int]) -> None:
+    """An argument called like an edge_index must be one."""
+    value = leaf.value
+    if value is None or value.dim() != 2 or not ("edge_index" in leaf.name or leaf.name.endswith("edges")):
+        return
+    edges = rows[EDGES]
+    if value.shape[0] != 2 and edges in value.shape:
+        advice = f"; pass {leaf.name}.t()" if tuple(value.shape) == (edges, 2) else ""
+        raise GraphError(
+            f"argument {leaf.name}: expected edge_index of shape [2, {edges}], sources above destinations, got shape "
+            f"{list(value.shape)}{advice}"
+        )
+    if value.shape[0] == 2 and value.dtype not in (torch.int64, torch.int32):
+        raise GraphError(
+            f"argument {leaf.name}: expected node ids of dtype int64 or int32, got {str(value.dtype)[6:]}; pass "
+            f"{leaf.name}.long()"
+        )
+
+
+def _check_named(module: nn.Module, call: Call, rows: Mapping[str, int], named: Mapping[str, str | None]) -> None:
+    leaves = {leaf.name: leaf for leaf in call.leaves}
+    known = [*leaves, *inspect.signature(module.forward).parameters]
+    for name, space in named.items():
+        if name not in known:
+            raise GraphError(
+                f"spaces={{'{name}': {space!r}}} names no argument: this call has {', '.join(leaves) or 'no tensors'}"
+            )
+        leaf = leaves.get(name)
+        if leaf is None or leaf.value is None or space is None:
+            continue
+        if not leaf.value.dim() or leaf.value.shape[0] != rows[space]:
+            raise GraphError(
+                f"argument {name}: expected {rows[space]} rows, since spaces= says that it holds rows of {space}, got "
+                f"shape {list(leaf.value.shape)}"
+            )
+
+
+def _check_some_rows(call: Call, rows: Mapping[str, int], named: Mapping[str, str | None]) -> None:
+    """Features of the wrong length would pass for a table that every part has in whole."""
+    values = [(leaf.name, leaf.value) for leaf in call.leaves if leaf.value is not None and not leaf.is_edges]
+    if any(value.dim() and value.shape[0] in rows.values() for _, value in values):
+        return
+    for name, value in values:
+        if value.dim() >= 2 and value.shape[0] > 2 and value.is_floating_point() and name not in named:
+            raise GraphError(
+                f"argument {name}: expected {rows[NODES]} rows (one a node) or {rows[EDGES]} (one an edge) of the "
+                f"partitioned graph, as this process holds them, got shape {list(value.shape)}; pass the features of "
+                f"this graph, or spaces={{'{name}': None}} if every part is to have all of it"
+            )
 
 
 def check_devices(module: nn.Module, call: Call) -> None:
@@ -41,7 +134,7 @@ def check_graph(call: Call, kinds: Sequence[str], held_edges: int, known: Tensor
         known: int64 [2, E], the partitioned graph when this process holds all of it.
 
     Raises:
-        GraphError: other edges, another number of them, or [E, 2] instead of [2, E].
+        GraphError: other edges, or another number of them.
     """
     for leaf, kind in zip(call.leaves, kinds, strict=True):
         value = leaf.value
@@ -53,11 +146,6 @@ def check_graph(call: Call, kinds: Sequence[str], held_edges: int, known: Tensor
                     f"argument {leaf.name}: the graph has changed since it was partitioned (same number of edges, "
                     f"other edges); partition the new graph and compile again"
                 )
-        elif kind == EDGES and value.shape[1] == 2 and "index" in leaf.name:
-            raise GraphError(
-                f"argument {leaf.name} has shape {list(value.shape)}: expected edge_index of shape [2, E]; "
-                f"pass {leaf.name}.t()"
-            )
         elif not kind and value.shape[0] == 2:
             raise GraphError(
                 f"argument {leaf.name} looks like an edge_index of {value.shape[1]} edges, but the partitioned graph "

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
@@ -136,12 +137,22 @@ def take_apart(module: nn.Module, args: tuple, kwargs: dict, graph_kind: str) ->
             slots.append(value)
         else:
             raise UnsupportedModelError(
-                f"argument {name} is a {type(value).__name__}: expected tensors, numbers, strings, a graph (edge_index, "
-                f"DGLGraph, shard.graph), or lists, tuples and dicts of them; unpack the object in a wrapper module's "
-                f"forward and pass its tensors"
+                f"argument {name} is of type {type(value).__name__}: expected tensors, numbers, strings, a graph "
+                f"(edge_index, DGLGraph, shard.graph), or lists, tuples and dicts of them; {_unpacked(value, name)}"
             )
         static.append(slots[-1])
     return Call(tuple(leaves), pytree.tree_unflatten(slots, tree), (str(tree), tuple(map(repr, static))))
+
+
+def _unpacked(value: object, name: str) -> str:
+    """How to pass what `value` holds."""
+    if isinstance(value, np.ndarray):
+        return f"pass torch.from_numpy({name})"
+    if hasattr(value, "edge_index"):
+        return f"pass {name}.x and {name}.edge_index to a forward that takes tensors"
+    if hasattr(value, "coo"):
+        return f"pass edge_index and weights: row, col, weight = {name}.coo(); torch.stack([col, row])"
+    return "unpack the object in a wrapper module's forward and pass its tensors"
 
 
 def _is_graph(value: object) -> bool:
@@ -205,7 +216,7 @@ def candidates(leaf: Leaf, rows: Mapping[str, int], named: Mapping[str, str | No
         return (named[leaf.name] or "",)
     shape = tuple(leaf.value.shape)
     found = []
-    if len(shape) == 2 and shape[0] == 2 and not leaf.value.dtype.is_floating_point and shape[1] == rows[EDGES]:
+    if len(shape) == 2 and shape[0] == 2 and shape[1] == rows[EDGES] and leaf.value.dtype in (torch.int64, torch.int32):
         found.append(GRAPH)
     if shape and shape[0] == rows[NODES]:
         found.append(NODES)

@@ -64,8 +64,9 @@ class Call:
 
 
 def location(node: fx.Node) -> str:
-    """ "file:line: " of the user's code for messages, or ""."""
-    return f"{node.meta['loc']}: " if node.meta.get("loc") else ""
+    """ "file:line: " of the user's code for messages, or ""; an input or a constant takes that of its first use."""
+    line = node.meta.get("loc") or next((user.meta["loc"] for user in node.users if user.meta.get("loc")), "")
+    return f"{line}: " if line else ""
 
 
 def op_name(target: Any) -> str:

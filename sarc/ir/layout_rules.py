@@ -274,6 +274,8 @@ def matmul(call: Call) -> Dims:
     a, b = call.type("self"), call.type("mat2")
     if a.dims[-1] != b.dims[-2]:
         raise call.refuse(*MIXES_ROWS)
+    if a.dtype != b.dtype:
+        raise call.refuse("multiplies two dtypes", "expected one dtype: convert the input or the model, x.to(dtype)")
     batch = a.dims[:-2]
     if any(x != y for x, y in zip(batch, b.dims[:-2], strict=True)):
         raise call.refuse(*MIXES_ROWS)

@@ -23,7 +23,7 @@ from sarc.ir import layout_rules as rules
 from sarc.ir.call import MIXES_ROWS, PAIRS_ROWS, Call, Dims, named_arguments
 from sarc.ir.dialect import GATHER, REDUCE, ROW_IDS, SELECT_ROWS, UNIFORM
 from sarc.ir.program import map_sizes
-from sarc.ir.space import Dim, Rows, Size, Spaces, ValueType
+from sarc.ir.space import DTYPE_NAMES, Dim, Rows, Size, Spaces, ValueType
 
 aten = torch.ops.aten
 
@@ -176,6 +176,9 @@ def infer(node: fx.Node, spaces: Spaces) -> Types:
         ) from error
     flat = tuple(tuple(spaces.of_number(length) for length in r.shape) for r in results)
     call = Call(node, spaces, named_arguments(node), flat)
+    unknown = next((r.dtype for r in results if r.dtype not in DTYPE_NAMES), None)
+    if unknown is not None:
+        raise call.refuse(f"makes {str(unknown)[6:]} numbers", "expected real numbers: keep them as two real features")
     carries_rows = any(isinstance(d, Rows) for dims in flat for d in dims) or any(t.spaces for t in call.operands)
     if not carries_rows:
         types = tuple(ValueType(dims, r.dtype) for dims, r in zip(flat, results, strict=True))

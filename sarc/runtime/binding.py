@@ -13,6 +13,7 @@ import torch
 import torch.fx as fx
 from torch import Tensor
 
+from sarc.ir.call import location
 from sarc.ir.program import Input, Program
 from sarc.ir.schedule import Schedule
 from sarc.ir.space import ValueType
@@ -156,8 +157,7 @@ def _schedule(
                 continue
             entry = entries[column]
             ids = bound[entry.name] if entry.kind == "bound" else cut[entry]
-            where = f"{column.meta['loc']}: " if column.meta.get("loc") else ""
-            state.columns[column.name, target] = yield from state.map_column(ids, target, where)
+            state.columns[column.name, target] = yield from state.map_column(ids, target, location(column))
 
     works = {s.rank: map_all(s, bound, cut) for s, bound, cut in zip(states, binding.bound, cuts, strict=True)}
     run_parts(works, host.transport)

@@ -65,7 +65,7 @@ class CompiledModule(nn.Module):
         call, note, problem, bound = None, None, None, -1
         try:
             call = self._compiler.take_apart(self.model, args, kwargs, self._host.partitions.graph_kind)
-            self._compiler.check_devices(self.model, call)
+            self._compiler.check_arguments(self.model, call, self._host.rows, self._spaces)
             note = self._note(call)
             bound = self._bound(call, note)
         except (SarcError, TypeError) as error:

@@ -38,7 +38,7 @@ class PartState:
     total: dict[str, int]
     keys: dict[str, Tensor]
     assignment: Tensor | None
-    columns: dict[tuple[str, str], ColumnMap] = field(default_factory=dict)
+    columns: dict[tuple[str, str | int], ColumnMap] = field(default_factory=dict)
     traversals: dict[object, object] = field(default_factory=dict)
 
     @property

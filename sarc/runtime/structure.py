@@ -36,7 +36,7 @@ def run_structure(program: Program, state: PartState, values: Mapping[Input, Ten
     env: dict[fx.Node, object] = {}
     for node, entry in zip(program.placeholders, program.inputs, strict=True):
         env[node] = values[entry]
-    maps: dict[tuple[fx.Node, str | None], ColumnMap] = {}
+    maps: dict[tuple[fx.Node, str | int], ColumnMap] = {}
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue
@@ -77,11 +77,11 @@ def run_local(node: fx.Node, env, local: Mapping[str, int], total: Mapping[str, 
     return node.target(*args, **kwargs)
 
 
-def _target(node: fx.Node) -> str | None:
-    """The space whose rows the node's column names, or None for a replicated dimension."""
+def _target(node: fx.Node) -> str | int:
+    """The space whose rows the node's column names, or the length of a replicated dimension."""
     holder = node.args[0] if node.target is GATHER else node
     dim = holder.meta["type"].dims[node.args[2]]
-    return dim.space if isinstance(dim, Rows) else None
+    return dim.space if isinstance(dim, Rows) else dim
 
 
 def _gather(node: fx.Node, env, column: ColumnMap, state: PartState) -> Generator:

@@ -196,6 +196,11 @@ class Canonicalise:
         source = node.args[0]
         return self.env[source] if self.shape(node) == self.shape(source) else None
 
+    def _slice_scatter(self, node: fx.Node) -> fx.Node | None:
+        """A slice written over everything leaves what was written."""
+        base, written = node.args[:2]
+        return self.env[written] if self.shape(base) == self.shape(written) else None
+
     def _squeeze(self, node: fx.Node) -> fx.Node:
         shape = node.args[0].meta["val"].shape
         which = node.args[1] if len(node.args) > 1 else range(len(shape))
@@ -366,6 +371,7 @@ _REWRITES = {
     aten.scalar_tensor: Canonicalise._scalar_tensor,
     aten.squeeze: Canonicalise._squeeze,
     aten.slice: Canonicalise._slice,
+    aten.slice_scatter: Canonicalise._slice_scatter,
     aten.nonzero: Canonicalise._nonzero,
     aten.masked_select: Canonicalise._masked_select,
     aten.index: Canonicalise._index,

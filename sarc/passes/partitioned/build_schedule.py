@@ -32,7 +32,7 @@ from sarc.partition.columns import ColumnMap
 
 
 def build_schedule(
-    program: Program, rank: int, num_parts: int, columns: Mapping[tuple[str, str | None], ColumnMap], prefetch: int
+    program: Program, rank: int, num_parts: int, columns: Mapping[tuple[str, str | int], ColumnMap], prefetch: int
 ) -> Schedule:
     """The schedule of part `rank`.
 
@@ -59,9 +59,9 @@ def build_schedule(
     return Schedule(rank, program.stage, tuple(instructions), 2 * (1 + prefetch))
 
 
-def column_targets(program: Program) -> list[tuple[fx.Node, str | None]]:
-    """Every column of `program` with the space whose rows it names (None: replicated), in order."""
-    found: dict[tuple[fx.Node, str | None], None] = {}
+def column_targets(program: Program) -> list[tuple[fx.Node, str | int]]:
+    """Every column of `program` with the space whose rows it names, or the length of a replicated dimension."""
+    found: dict[tuple[fx.Node, str | int], None] = {}
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue
@@ -80,9 +80,9 @@ def column_targets(program: Program) -> list[tuple[fx.Node, str | None]]:
     return list(found)
 
 
-def _space(node: fx.Node, axis: int) -> str | None:
+def _space(node: fx.Node, axis: int) -> str | int:
     dim = node.meta["type"].dims[axis]
-    return dim.space if isinstance(dim, Rows) else None
+    return dim.space if isinstance(dim, Rows) else dim
 
 
 def _last_uses(program: Program) -> dict[fx.Node, list[fx.Node]]:
@@ -103,7 +103,7 @@ def _last_uses(program: Program) -> dict[fx.Node, list[fx.Node]]:
 
 
 def _edge_call(
-    node: fx.Node, p: int, num_parts: int, columns: Mapping[tuple[str, str | None], ColumnMap], prefetch: int, call: int
+    node: fx.Node, p: int, num_parts: int, columns: Mapping[tuple[str, str | int], ColumnMap], prefetch: int, call: int
 ) -> list[Instruction]:
     """Instructions of one edge call on part p."""
     edges, values, names = node.args

@@ -1,0 +1,45 @@
+"""What `sarc.compile` may be given, apart from the partitions."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from sarc.errors import OptionError
+from sarc.frontends.inputs import EDGES, NODES
+
+
+def check_options(model: Any, spaces: Any, prefetch: Any, seed: Any) -> None:
+    """OptionError unless the model is a plain module and the options have values that they can have."""
+    if not isinstance(model, nn.Module):
+        raise OptionError(
+            f"model: expected a torch.nn.Module, got {type(model).__name__}; put a function into a module's forward"
+        )
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        raise OptionError(
+            f"model: expected the plain model, got it wrapped in {type(model).__name__}; pass model.module: gradients "
+            f"of a compiled module arrive summed over the ranks already"
+        )
+    if spaces is not None and not isinstance(spaces, Mapping):
+        raise OptionError(f"spaces: expected a dict like {{'x': 'N'}}, got {type(spaces).__name__}")
+    for name, space in (spaces or {}).items():
+        if not isinstance(name, str) or space not in (NODES, EDGES, None):
+            raise OptionError(
+                f"spaces: expected argument names with 'N' (a row a node), 'E' (a row an edge) or None (replicated), "
+                f"got {name!r}: {space!r}"
+            )
+    if not _is_int(prefetch) or prefetch < 0:
+        raise OptionError(f"prefetch: expected a number of chunks, 0 or more, got {prefetch!r}")
+    if seed is not None and not _is_int(seed):
+        raise OptionError(f"seed: expected an int, or None for torch's initial seed, got {seed!r}")
+
+
+def _is_int(value: Any) -> bool:
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return not isinstance(value, bool)
