@@ -81,7 +81,7 @@ def _compile(text: str, source: Path, library: Path, what: str) -> None:
     source.write_text(text)
     handle, partial = tempfile.mkstemp(suffix=".so", dir=library.parent)
     os.close(handle)
-    command = [compiler(), *FLAGS, str(source), "-o", partial]
+    command = [compiler() or "c++", *FLAGS, str(source), "-o", partial]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         os.unlink(partial)

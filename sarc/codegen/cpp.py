@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 
 from sarc.codegen.expression import C_TYPES
-from sarc.codegen.lower import Lowering
-from sarc.codegen.views import NoKernel
+from sarc.codegen.lower import Lowering, Value
+from sarc.codegen.views import Index, NoKernel
 from sarc.ir.call import op_name
 from sarc.ir.edge_program import EdgeProgram
 
@@ -70,7 +70,9 @@ class _Kernel(Lowering):
 
     def _folds(self) -> tuple[list[str], list[str], list[str]]:
         """Statements of each edge, of each row's (or chunk's) start, and of its end."""
-        edge, begin, end = [], [], []
+        edge: list[str] = []
+        begin: list[str] = []
+        end: list[str] = []
         for k in self.results:
             result, node = self.program.results[k], self.returned[k]
             if result.kind == "contract":
@@ -86,18 +88,12 @@ class _Kernel(Lowering):
             kind, size = C_TYPES[node.meta["type"].dtype], max(math.prod(self.features(value.dims)), 1)
             if result.kind == "store":
                 edge += [f"{{ {kind}* __restrict out = y{k} + int64_t(e) * {size};"]
-                edge += self.nest(value.dims, lambda i, v=value: f"out[{self.linear(i, v.dims)}] = {v.element(i)};")
-                edge += ["}"]
+                edge += [*self._statement(value, "out", "{0} = {1};"), "}"]
                 continue
             combine = {"sum": "{0} += {1};", "amax": "{0} = sarc_max({0}, {1});", "amin": "{0} = sarc_min({0}, {1});"}
             update = combine[result.fold if result.kind == "reduce" else "sum"]
             acc = f"a{k}"
-            edge += self.nest(
-                value.dims,
-                lambda i, v=value, acc=acc, update=update: update.format(
-                    f"{acc}[{self.linear(i, v.dims)}]", v.element(i)
-                ),
-            )
+            edge += self._statement(value, acc, update)
             flat = f"for (int i = 0; i < {size}; ++i)"
             if result.kind == "reduce":
                 begin += [f"{kind} {acc}[{size}];", f"{kind}* __restrict {acc}_to = y{k} + int64_t(target) * {size};"]
@@ -107,6 +103,14 @@ class _Kernel(Lowering):
                 begin += [f"//chunk {kind} {acc}[{size}] = {{}};"]
                 end += [f"//chunk {flat} y{k}[chunk * {size} + i] = {acc}[i];"]
         return edge, begin, end
+
+    def _statement(self, value: Value, array: str, form: str) -> list[str]:
+        """Loops over a value's features around one statement; `form` takes the array's element and the value's."""
+
+        def body(index: Index) -> str:
+            return form.format(f"{array}[{self.linear(index, value.dims)}]", value.element(index))
+
+        return self.nest(value.dims, body)
 
     def _arguments(self) -> list[str]:
         """Declarations that unpack the launcher's pointers; `POINTERS` of the runtime gives their order."""

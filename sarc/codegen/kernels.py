@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -118,7 +118,8 @@ class CppKernel:
             chunks = order.bounds.numel() - 1
             if chunks <= 0:
                 continue
-            outs, after = [], []
+            outs: list[Tensor] = []
+            after: list[Callable[[], object]] = []
             for k in source.results:
                 outs.append(self._out(k, results[k], chunks, after))
             tensors = [order.bounds, order.starts, order.targets, order.edges, keys]
@@ -129,14 +130,14 @@ class CppKernel:
             for finish in after:
                 finish()
 
-    def _out(self, k: int, into: Tensor, chunks: int, after: list) -> Tensor:
+    def _out(self, k: int, into: Tensor, chunks: int, after: list[Callable[[], object]]) -> Tensor:
         """The tensor a kernel writes for result k: rows first and contiguous; copied back when `into` is not."""
         result = self.program.results[k]
         if result.kind == "contract":
             shares = torch.zeros((chunks, *into.shape), dtype=into.dtype)
             after.append(lambda: into.add_(shares.sum(0)))
             return shares
-        moved = into.movedim(result.axis, 0)
+        moved = into.movedim(result.axis or 0, 0)
         if moved.is_contiguous():
             return moved
         dense = moved.contiguous()

@@ -260,7 +260,7 @@ class Lowering:
             raise NoKernel(op_name(node.target))
 
         def element(index: Index) -> str:
-            return scalar(node.target, [read(index) for read, _ in readers], numbers, type_.dtype, compute)
+            return str(scalar(node.target, [read(index) for read, _ in readers], numbers, type_.dtype, compute))
 
         return Value(element, type_.dims, all(r for _, r in readers), cheap=False)
 

@@ -101,6 +101,11 @@ class ValueType:
         raise ValueError(f"{self} has no rows of {space}")
 
     @property
+    def rows(self) -> tuple[int, Rows] | None:
+        """The first axis that holds a space, with its dimension; None for a replicated value."""
+        return next(((axis, dim) for axis, dim in enumerate(self.dims) if isinstance(dim, Rows)), None)
+
+    @property
     def row_axis(self) -> int | None:
         """The first axis that holds a space, or None for a replicated value."""
         return next((axis for axis, dim in enumerate(self.dims) if isinstance(dim, Rows)), None)

@@ -46,6 +46,13 @@ class ColumnMap:
     round_chunks: tuple[int, ...] = ()
 
     @property
+    def own_index(self) -> Tensor:
+        """`index`, of a column that names owned rows only."""
+        if self.index is None:
+            raise ValueError("the column names rows of other parts: read it block by block")
+        return self.index
+
+    @property
     def halo_rows(self) -> int:
         """Rows of other parts that this part reads through the column."""
         return sum(map(sum, self.needs))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Generator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.fx as fx
@@ -29,7 +29,7 @@ from sarc.ir.space import Rows
 from sarc.partition.columns import Block, ColumnMap
 from sarc.runtime.part_state import PartState
 from sarc.runtime.structure import run_local
-from sarc.runtime.transport import AllReduce, Handle, Transport, Wait
+from sarc.runtime.transport import AllReduce, Handle, Transport, Wait, Work
 
 
 class Kernel(Protocol):
@@ -72,7 +72,7 @@ class Executor:
     ):
         self.kernels = kernels or {}
         self.program, self.schedule, self.state, self.transport = program, schedule, state, transport
-        self.env: dict[str, object] = values
+        self.env: dict[str, Any] = values
         self.number = run
         self.nodes = {n.name: n for n in program.graph.nodes}
         self.local, self.total = state.local_sizes(), state.total_sizes()
@@ -81,18 +81,19 @@ class Executor:
         self.most_chunks = 0
         self.keys = state.all_keys()
 
-    def run(self) -> Generator:
+    def run(self) -> Work:
         """A `Work` (see `run_parts`) that returns the program's results in order."""
         with torch.no_grad():
             for instruction in self.schedule.instructions:
                 yield from self._STEPS[type(instruction)](self, instruction)
         if self.chunks:
-            raise ExchangeError(f"part {self.state.rank}: chunks left at the end of the schedule: {sorted(self.chunks)}")
+            left = ", ".join(sorted(self.chunks))
+            raise ExchangeError(f"part {self.state.rank}: chunks left at the end of the schedule: {left}")
         return [self.env[n.name] for n in self.program.returned]
 
     # --- operators
 
-    def _launch(self, step: ins.Launch) -> Generator:
+    def _launch(self, step: ins.Launch) -> Work:
         node = self.nodes[step.node]
         self.env[node.name] = self._compute(node)
         return
@@ -109,25 +110,25 @@ class Executor:
             return keyed_uniform(node, args, self.keys)
         if node.target is GATHER:
             x, column, axis = node.args
-            return env[x].index_select(axis, self._map(column, x.meta["type"].dims[axis]).index)
+            return env[x].index_select(axis, self._map(column, x.meta["type"].dims[axis]).own_index)
         if node.target is REDUCE:
             rows, column, axis, size, kind = node.args
             dim = node.meta["type"].dims[axis]
             shape = list(env[rows].shape)
             shape[axis] = self.local[dim.space] if isinstance(dim, Rows) else size
             out = env[rows].new_full(shape, start_value(kind, env[rows].dtype))
-            fold_rows(out, axis, self._map(column, dim).index, env[rows], kind)
+            fold_rows(out, axis, self._map(column, dim).own_index, env[rows], kind)
             return out
         return run_local(node, env, self.local, self.total)
 
     def _map(self, column: fx.Node, dim) -> ColumnMap:
         return self.state.columns[column.name, dim.space if isinstance(dim, Rows) else dim]
 
-    def _all_reduce(self, step: ins.AllReduce) -> Generator:
+    def _all_reduce(self, step: ins.AllReduce) -> Work:
         share = self.env[self.nodes[step.node].args[0].name]
         self.env[step.node] = yield AllReduce(share, step.op)
 
-    def _free(self, step: ins.Free) -> Generator:
+    def _free(self, step: ins.Free) -> Work:
         for name in step.names:
             if name in self.chunks:
                 del self.chunks[name]
@@ -157,14 +158,14 @@ class Executor:
             f"{peer} ({self.schedule.stage})"
         )
 
-    def _post_recv(self, step: ins.PostRecv) -> Generator:
+    def _post_recv(self, step: ins.PostRecv) -> Work:
         buffer = self._new_chunk(step.buffer, step.nbytes)
         what = self._what(step.buffer, step.peer)
         self.messages[step.buffer] = self.transport.receive(step.peer, self.state.rank, buffer, what, self.number)
         return
         yield
 
-    def _send(self, step: ins.Send) -> Generator:
+    def _send(self, step: ins.Send) -> Work:
         if step.what == "fetch":
             buffer = self._new_chunk(step.buffer, step.nbytes)
             self._pack(step, buffer)
@@ -176,7 +177,7 @@ class Executor:
         return
         yield
 
-    def _wait(self, step: ins.Wait) -> Generator:
+    def _wait(self, step: ins.Wait) -> Work:
         yield Wait(self.messages[step.buffer], step.clock)
 
     def _pack(self, step: ins.Send, buffer: Tensor) -> None:
@@ -199,7 +200,7 @@ class Executor:
         result = next(r for r in edges.results if r.column == edges.remote)
         return self.state.columns[column, result.type.dims[result.axis].space]
 
-    def _begin(self, step: ins.Begin) -> Generator:
+    def _begin(self, step: ins.Begin) -> Work:
         edges: EdgeProgram = self.nodes[step.call].args[0]
         device = self._device(self.nodes[step.call])
         self.env[step.call] = [new_accumulator(r, self.local, device) for r in edges.results]
@@ -209,9 +210,9 @@ class Executor:
     def _device(self, node: fx.Node) -> torch.device:
         return next((self.env[v.name].device for v in node.all_input_nodes), torch.device("cpu"))
 
-    def _run_block(self, step: ins.RunBlock) -> Generator:
+    def _run_block(self, step: ins.RunBlock) -> Work:
         node = self.nodes[step.call]
-        edges, values, columns = node.args
+        edges, values, _ = node.args
         block = self._block(node, step)
         rows = None if block is None else block.rows
         length = self.local[edges.space] if rows is None else rows.numel()
@@ -265,7 +266,7 @@ class Executor:
         edges, values, columns = node.args
         dims = [values[o.value].meta["type"].dims[o.axis] for o in edges.operands if o.column == column]
         dims += [r.type.dims[r.axis] for r in edges.results if r.kind == "reduce" and r.column == column]
-        index = self._map(columns[column], dims[0]).index
+        index = self._map(columns[column], dims[0]).own_index
         return index if rows is None else index[rows]
 
     def _block(self, node: fx.Node, step: ins.RunBlock) -> Block | None:
@@ -295,7 +296,7 @@ class Executor:
         if operand.column == edges.remote and block is not None:
             table = fetched.get(operand.value, value) if block.peer != self.state.rank else value
             return table.index_select(operand.axis, block.index)
-        index = self._map(columns[operand.column], values[operand.value].meta["type"].dims[operand.axis]).index
+        index = self._map(columns[operand.column], values[operand.value].meta["type"].dims[operand.axis]).own_index
         return value.index_select(operand.axis, index if rows is None else index[rows])
 
     def _fold(self, k: int, result, value: Tensor, node: fx.Node, block, rows, partial) -> None:
@@ -312,19 +313,21 @@ class Executor:
             target = into if block.peer == self.state.rank else partial[k]
             fold_rows(target, result.axis, block.index, value, result.fold)
         else:
-            index = self._map(columns[result.column], result.type.dims[result.axis]).index
+            index = self._map(columns[result.column], result.type.dims[result.axis]).own_index
             fold_rows(into, result.axis, index if rows is None else index[rows], value, result.fold)
 
-    def _combine(self, step: ins.Combine) -> Generator:
+    def _combine(self, step: ins.Combine) -> Work:
         node = self.nodes[step.call]
         edges: EdgeProgram = node.args[0]
         rows = self._remote_map(node).serves[step.peer][step.chunk]
-        for key, share in return_layout(edges).table(self.chunks[step.buffer], rows.numel()).items():
-            fold_rows(self.env[step.call][key], edges.results[key].axis, rows, share, edges.results[key].fold)
+        layout = return_layout(edges)
+        axes = {key: axis for key, axis, _, _ in layout.entries}
+        for key, share in layout.table(self.chunks[step.buffer], rows.numel()).items():
+            fold_rows(self.env[step.call][key], axes[key], rows, share, edges.results[key].fold)
         return
         yield
 
-    _STEPS = {
+    _STEPS: ClassVar[dict[type, Callable[..., Work]]] = {
         ins.Launch: _launch,
         ins.AllReduce: _all_reduce,
         ins.Begin: _begin,
@@ -340,7 +343,7 @@ class Executor:
 class _ByNode:
     """An environment by name, read by node."""
 
-    def __init__(self, env: Mapping[str, object]):
+    def __init__(self, env: Mapping[str, Any]):
         self._env = env
 
     def __getitem__(self, node: fx.Node):
@@ -355,4 +358,5 @@ def _store_block(into: Tensor, value: Tensor, axis: int, dim: Rows, rows: Tensor
     shape = list(into.shape)
     length = shape[axis] // (dim.before * dim.after)
     opened = into.view([*shape[:axis], dim.before, length, dim.after, *shape[axis + 1 :]])
-    opened.index_copy_(axis + 1, rows, value.reshape([*shape[:axis], dim.before, rows.numel(), dim.after, *shape[axis + 1 :]]))
+    block = [*shape[:axis], dim.before, rows.numel(), dim.after, *shape[axis + 1 :]]
+    opened.index_copy_(axis + 1, rows, value.reshape(block))

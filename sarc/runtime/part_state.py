@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from sarc.errors import GraphError, PartitionError
+from sarc.errors import GraphError, PartitionError, SarcError
 from sarc.ir.space import Spaces
 from sarc.partition.columns import Block, ColumnMap, chunk_rows
 from sarc.partition.layout import Part
-from sarc.runtime.transport import AllGather, AllReduce, Exchange
+from sarc.runtime.transport import AllGather, AllReduce, Exchange, Work
 
 NODES, EDGES = "N", "E"
 
@@ -74,7 +73,7 @@ class PartState:
             return sum(self.key_bound(p) for p in space.parents)
         return self.total[name]
 
-    def add_filter(self, name: str, mask: Tensor) -> Generator:
+    def add_filter(self, name: str, mask: Tensor) -> Work:
         """Enter the rows of a filter space; `mask` bool [T_p] over its parent's rows."""
         self.keys[name] = self.row_keys(self.spaces[name].parents[0])[mask]
         self.local[name] = self.keys[name].numel()
@@ -82,7 +81,7 @@ class PartState:
         self.total[name] = int(total)
 
     def locate(self, ids: Tensor, target: str, where: str) -> tuple[Tensor, Tensor]:
-        """Owner and position of each id among the owner's rows (or, without a whole assignment, among its halo rows)."""
+        """Owner of each id, and the id itself; raises when an id is no row of `target` or one that is not known here."""
         check_range(ids, self.key_bound(target), where)
         if target == NODES:
             if self.assignment is not None:
@@ -93,7 +92,8 @@ class PartState:
         at = torch.searchsorted(keys, ids).clamp_(max=max(keys.numel() - 1, 0))
         if ids.numel() and (not keys.numel() or not bool((keys[at] == ids).all())):
             raise PartitionError(
-                f"{where}a column names rows of {target} that other parts own: only node rows may be read from other parts"
+                f"{where}a column names rows of {target} that other parts own: only node rows may be read from other "
+                f"parts"
             )
         return torch.full_like(ids, self.rank), ids
 
@@ -101,7 +101,7 @@ class PartState:
         """Positions of owned ids among this part's rows of `target`."""
         return torch.searchsorted(self.row_keys(target), ids)
 
-    def map_column(self, ids: Tensor, target: str | int, where: str = "") -> Generator:
+    def map_column(self, ids: Tensor, target: str | int, where: str = "") -> Work:
         """The ColumnMap of a column of ids.
 
         Args:
@@ -112,7 +112,8 @@ class PartState:
             GraphError: an id is out of range, on any part.
             PartitionError: an id names rows that cannot be reached from here.
         """
-        problem, owner = "", torch.full_like(ids, self.rank)
+        problem: SarcError | None = None
+        owner = torch.full_like(ids, self.rank)
         try:
             if isinstance(target, int):
                 check_range(ids, target, where)
@@ -134,7 +135,8 @@ class PartState:
         requests = yield Exchange({q: wanted for q, wanted in needed.items() if wanted.numel()})
         own_rows = (owner == self.rank).nonzero().view(-1)
         blocks = [Block(self.rank, 0, own_rows, self.own_position(ids[own_rows], target))]
-        needs, serves = [], []
+        needs: list[tuple[int, ...]] = []
+        serves: list[tuple[Tensor, ...]] = []
         for q in range(self.part.num_parts):
             if q == self.rank:
                 needs.append(())

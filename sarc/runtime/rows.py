@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,20 +31,20 @@ class RowOrder:
 
     def cut(self, value: Tensor, type_: ValueType) -> list[Tensor]:
         """Each hosted part's rows of a process's tensor; a replicated one is shared."""
-        axis = type_.row_axis
-        if axis is None:
+        found = type_.rows
+        if found is None:
             return [value] * len(self.states)
-        dim = type_.dims[axis]
+        axis, dim = found
         if self.whole and len(self.states) == 1:
             return [value]
         return [select_block(value, axis, dim, rows) for rows in self._positions(dim.space)]
 
     def join(self, values: Sequence[Tensor], type_: ValueType) -> Tensor:
         """The process's tensor from its parts' rows."""
-        axis = type_.row_axis
-        if axis is None or len(values) == 1:
+        found = type_.rows
+        if found is None or len(values) == 1:
             return values[0]
-        dim = type_.dims[axis]
+        axis, dim = found
         opened = [_open(v, axis, dim) for v in values]
         at = axis + (0 if dim.plain else 1)
         together = torch.cat(opened, at)
@@ -55,7 +56,8 @@ class RowOrder:
         if dim.plain:
             return together
         shape = list(values[0].shape)
-        return together.reshape([*shape[:axis], -1 if together.numel() else 0, *shape[axis + 1 :]])
+        shape[axis] = dim.before * together.shape[at] * dim.after
+        return together.reshape(shape)
 
     def _positions(self, space: str) -> list[Tensor]:
         """Position of each part's rows among the process's."""
@@ -64,7 +66,7 @@ class RowOrder:
             starts = [0]
             for k in keys:
                 starts.append(starts[-1] + k.numel())
-            return [torch.arange(a, b) for a, b in zip(starts, starts[1:], strict=False)]
+            return [torch.arange(a, b) for a, b in itertools.pairwise(starts)]
         if all(s.spaces[space].kind in ("nodes", "edges") for s in self.states):
             return keys
         # Ascending keys is the order of the rows in the whole graph.

@@ -8,24 +8,26 @@ and the maps of all columns.
 from __future__ import annotations
 
 import operator
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.fx as fx
 from torch import Tensor
 
+from sarc.errors import GraphError
 from sarc.ir.call import location
-from sarc.ir.dialect import GATHER, REDUCE, ROW_IDS, SELECT_ROWS, fold_rows, start_value
+from sarc.ir.dialect import GATHER, REDUCE, ROW_IDS, SEGMENT_IDS, SELECT_ROWS, fold_rows, start_value
 from sarc.ir.edge_program import contract_kind
 from sarc.ir.ops import contracted, resolve_sizes
 from sarc.ir.program import Input, Program
 from sarc.ir.space import Rows
 from sarc.partition.columns import ColumnMap
 from sarc.runtime.part_state import PartState
-from sarc.runtime.transport import AllReduce, Exchange
+from sarc.runtime.transport import AllGather, AllReduce, Exchange, Work
 
 
-def run_structure(program: Program, state: PartState, values: Mapping[Input, Tensor]) -> Generator:
+def run_structure(program: Program, state: PartState, values: Mapping[Input, Tensor]) -> Work:
     """The bound values of one part, by name.
 
     Args:
@@ -33,7 +35,7 @@ def run_structure(program: Program, state: PartState, values: Mapping[Input, Ten
         state: the part's rows; gains those of the derived spaces.
         values: this part's rows of each structural input.
     """
-    env: dict[fx.Node, object] = {}
+    env: dict[fx.Node, Any] = {}
     for node, entry in zip(program.placeholders, program.inputs, strict=True):
         env[node] = values[entry]
     maps: dict[tuple[fx.Node, str | int], ColumnMap] = {}
@@ -84,11 +86,11 @@ def _target(node: fx.Node) -> str | int:
     return dim.space if isinstance(dim, Rows) else dim
 
 
-def _gather(node: fx.Node, env, column: ColumnMap, state: PartState) -> Generator:
+def _gather(node: fx.Node, env, column: ColumnMap, state: PartState) -> Work:
     x, _, axis = node.args
     source = env[x]
     if not column.remote:
-        return source.index_select(axis, column.index)
+        return source.index_select(axis, column.own_index)
     outgoing = {
         q: source.index_select(axis, torch.cat(chunks)) for q, chunks in enumerate(column.serves) if chunks
     }
@@ -107,7 +109,7 @@ def _gather(node: fx.Node, env, column: ColumnMap, state: PartState) -> Generato
     return out
 
 
-def _reduce(node: fx.Node, env, column: ColumnMap, state: PartState) -> Generator:
+def _reduce(node: fx.Node, env, column: ColumnMap, state: PartState) -> Work:
     rows, _, axis, size, kind = node.args
     rows = env[rows]
     dim = node.meta["type"].dims[axis]
@@ -115,7 +117,7 @@ def _reduce(node: fx.Node, env, column: ColumnMap, state: PartState) -> Generato
     shape[axis] = state.local_sizes()[dim.space] if isinstance(dim, Rows) else size
     out = rows.new_full(shape, start_value(kind, rows.dtype))
     if not column.remote:
-        fold_rows(out, axis, column.index, rows, kind)
+        fold_rows(out, axis, column.own_index, rows, kind)
         return out
     partial: dict[int, list[Tensor]] = {}
     for block in column.blocks:
