@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from torch._decomp import core_aten_decompositions, get_decompositions
 
+from sarc.errors import UnsupportedModelError
+
 aten = torch.ops.aten
 
 
 def forward_decompositions() -> dict:
     """Decompositions applied while a model's forward is captured."""
-    return {**_stock(_STOCK_FORWARD), **_counted(), **_norms()}
+    return {**_stock(_STOCK_FORWARD), **_counted(), **_norms(), aten.segment_reduce.default: _segment_reduce}
 
 
 def joint_decompositions() -> dict:
@@ -31,7 +33,7 @@ _STOCK_FORWARD = [
     "im2col", "addcmul", "addcdiv", "lerp", "addmv", "dot", "mv", "linalg_cross", "hardswish", "hardsigmoid",
     "softshrink", "celu", "selu_", "elu", "mish", "hardtanh", "softplus", "log_sigmoid_forward", "special_log_ndtr",
     "xlogy", "frac",
-    "isposinf", "isneginf", "nan_to_num", "logaddexp", "trace", "diag_embed", "logit", "native_dropout", "glu",
+    "isposinf", "isneginf", "nan_to_num", "logaddexp", "trace", "diag_embed", "logit", "glu",
     "renorm", "std_mean", "masked_fill", "new_full", "new_zeros", "new_ones", "zeros_like", "ones_like", "full_like",
 ]  # fmt: skip
 _STOCK_BACKWARD = [
@@ -223,3 +225,30 @@ def _norms() -> dict:
         aten._native_batch_norm_legit.no_stats: _batch_norm_no_stats,
         aten._native_batch_norm_legit_no_training.default: _batch_norm_no_training,
     }
+
+
+def _segment_reduce(
+    data: Tensor, reduce: str, *, lengths=None, indices=None, offsets=None, axis: int = 0, unsafe=False, initial=None
+) -> Tensor:
+    """A fold by the column of each row's segment. An empty segment holds `initial`; without one, NaN for a mean."""
+    del unsafe
+    if lengths is None and offsets is not None:
+        lengths = offsets[1:] - offsets[:-1]
+    if lengths is None or lengths.dim() != 1 or axis != 0 or indices is not None or reduce not in _SEGMENT_FOLDS:
+        raise UnsupportedModelError(
+            f"segment_reduce({reduce!r}, axis={axis}): expected sum, mean, max or min along axis 0 with lengths= or "
+            f"offsets= of one dimension; use scatter_reduce with the segment of each row for others"
+        )
+    column = torch.ops.sarc.segment_ids(lengths, data.shape[0])
+    fold, neutral = _SEGMENT_FOLDS[reduce]
+    start = data.new_full([lengths.shape[0], *data.shape[1:]], neutral if initial is None else initial)
+    if fold != "sum":
+        return start.index_reduce(0, column, data, fold)
+    total = start.index_add(0, column, data)
+    if reduce == "sum":
+        return total
+    count = lengths.to(data.dtype).view(-1, *[1] * (data.dim() - 1))
+    return total / count if initial is None else torch.where(count > 0, total / count.clamp(min=1), total)
+
+
+_SEGMENT_FOLDS = {"sum": ("sum", 0), "mean": ("sum", 0), "max": ("amax", -math.inf), "min": ("amin", math.inf)}

@@ -113,6 +113,17 @@ def _(size):
     return torch.empty(size, dtype=torch.int64, device="meta")
 
 
+@torch.library.custom_op("sarc::segment_ids", mutates_args=())
+def segment_ids(lengths: Tensor, size: int) -> Tensor:
+    """int64 [size]: the segment of each row, when segments of `lengths` int64 [T] rows follow one another."""
+    return torch.searchsorted(lengths.cumsum(0), torch.arange(size), right=True)
+
+
+@segment_ids.register_fake
+def _(lengths, size):
+    return lengths.new_empty(size, dtype=torch.int64)
+
+
 @torch.library.custom_op("sarc::select_rows", mutates_args=())
 def select_rows(mask: Tensor) -> Tensor:
     """int64 [S]: ids of the rows where `mask` bool [T] holds, ascending; S is the filter space of `mask`."""
@@ -159,4 +170,5 @@ GATHER = torch.ops.sarc.gather.default
 REDUCE = torch.ops.sarc.reduce.default
 UNIFORM = torch.ops.sarc.uniform.default
 ROW_IDS = torch.ops.sarc.row_ids.default
+SEGMENT_IDS = torch.ops.sarc.segment_ids.default
 SELECT_ROWS = torch.ops.sarc.select_rows.default

@@ -131,7 +131,8 @@ def squeeze(call: Call) -> Dims:
 
 def axis_of(call: Call, name: str = "dim") -> int:
     dims = call.operands[0].dims
-    return call.arguments.get(name, 0) % max(len(dims), 1)
+    default = next((a.default_value for a in call.node.target._schema.arguments if a.name == name), None)
+    return call.arguments.get(name, default or 0) % max(len(dims), 1)
 
 
 def along_features(call: Call) -> Dims | list[Dims]:
@@ -306,6 +307,14 @@ def reduce(call: Call) -> Dims:
     out = list(rows.dims)
     out[axis] = call.results[0][axis]
     return tuple(out)
+
+
+def segment_ids(call: Call) -> Dims:
+    """The segments follow each other in the order of the rows, which rows of a selection do not know on a part."""
+    for dim in (*call.type("lengths").dims, *call.results[0]):
+        if isinstance(dim, Rows) and call.spaces.is_selected(dim.space):
+            raise call.refuse("counts rows of a selection", "fold all rows, with zeros where a row is not selected")
+    return call.results[0]
 
 
 def select_rows(call: Call) -> Dims:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sarc.ir import layout_rules as rules
 from sarc.ir.call import MIXES_ROWS, PAIRS_ROWS, Call, Dims, named_arguments
-from sarc.ir.dialect import GATHER, REDUCE, ROW_IDS, SELECT_ROWS, UNIFORM
+from sarc.ir.dialect import GATHER, REDUCE, ROW_IDS, SEGMENT_IDS, SELECT_ROWS, UNIFORM
 from sarc.ir.program import map_sizes
 from sarc.ir.space import DTYPE_NAMES, Dim, Rows, Size, Spaces, ValueType
 
@@ -53,6 +53,7 @@ TABLE: dict[object, OpDef] = {
     GATHER: OpDef(rules.gather),
     REDUCE: OpDef(rules.reduce, "sum"),
     ROW_IDS: OpDef(rules.created),
+    SEGMENT_IDS: OpDef(rules.segment_ids),
     SELECT_ROWS: OpDef(rules.select_rows),
     UNIFORM: OpDef(rules.created),
     aten.full.default: OpDef(rules.created),
@@ -197,7 +198,7 @@ def infer(node: fx.Node, spaces: Spaces) -> Types:
 
 def contracted(node: fx.Node, result: Types) -> bool:
     """Whether the call contracts a space, so that each part's result is a share of the whole."""
-    if node.target in (GATHER, SELECT_ROWS, ROW_IDS, UNIFORM, aten.cat.default, aten.slice.Tensor):
+    if node.target in (GATHER, SELECT_ROWS, ROW_IDS, SEGMENT_IDS, UNIFORM, aten.cat.default, aten.slice.Tensor):
         return False
     if node.target is operator.getitem or not isinstance(result, ValueType):
         return False

@@ -180,6 +180,11 @@ class Spaces:
         """The value that selects the rows of filter `name` is now called `mask`."""
         self.table[name] = replace(self.table[name], mask=mask)
 
+    def is_selected(self, name: str) -> bool:
+        """Whether the rows are, or contain, a selection: their ids have gaps."""
+        space = self.table[name]
+        return space.kind == "filter" or any(map(self.is_selected, space.parents))
+
     def fresh_name(self) -> str:
         k = 0
         while f"S{k}" in self.table:

@@ -46,6 +46,8 @@ def run_structure(program: Program, state: PartState, values: Mapping[Input, Ten
             env[node] = env[node.args[0]][node.args[1]]
         elif node.target is ROW_IDS:
             env[node] = state.row_keys(node.meta["type"].dims[0].space)
+        elif node.target is SEGMENT_IDS:
+            env[node] = yield from _segment_ids(node, env, state)
         elif node.target is SELECT_ROWS:
             name = node.meta["type"].dims[0].space
             yield from state.add_filter(name, env[node.args[0]])
@@ -77,6 +79,21 @@ def run_local(node: fx.Node, env, local: Mapping[str, int], total: Mapping[str, 
             start = start_value({"max": "amax", "min": "amin"}[kind], type_.dtype)
             return torch.full(list(type_.dims), start, dtype=type_.dtype, device=first.device)
     return node.target(*args, **kwargs)
+
+
+def _segment_ids(node: fx.Node, env, state: PartState) -> Work:
+    """Segments of this part's rows. Where a segment starts depends on all lengths before it: every part sees them."""
+    lengths, size = node.args
+    (held,), (rows,) = lengths.meta["type"].dims, node.meta["type"].dims
+    lengths = env[lengths]
+    if isinstance(held, Rows):
+        everyone = yield AllGather((state.row_keys(held.space), lengths))
+        lengths = torch.cat([theirs for _, theirs in everyone])[torch.cat([ids for ids, _ in everyone]).argsort()]
+    total = state.total_sizes()[rows.space] if isinstance(rows, Rows) else size
+    if int(lengths.sum()) != total:
+        raise GraphError(f"{location(node)}segment lengths add up to {int(lengths.sum())}: expected {total}, one a row")
+    keys = state.row_keys(rows.space) if isinstance(rows, Rows) else torch.arange(total)
+    return torch.searchsorted(lengths.cumsum(0), keys, right=True)
 
 
 def _target(node: fx.Node) -> str | int:

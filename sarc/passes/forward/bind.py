@@ -35,13 +35,16 @@ It does nothing to a program without structural values: the structure program is
 
 from __future__ import annotations
 
+import torch
 import torch.fx as fx
 
 from sarc.errors import UnsupportedModelError
 from sarc.ir.call import location, op_name
-from sarc.ir.dialect import GATHER, REDUCE, ROW_IDS, SELECT_ROWS
+from sarc.ir.dialect import GATHER, REDUCE, ROW_IDS, SEGMENT_IDS, SELECT_ROWS
 from sarc.ir.program import Input, Output, Program, output_node, remove_dead, select_inputs
 from sarc.ir.space import ValueType
+
+aten = torch.ops.aten
 
 CONSTANT, STRUCTURE, STEP = range(3)
 
@@ -54,6 +57,7 @@ def bind(program: Program) -> tuple[Program, Program]:
     """
     times = binding_times(program)
     _check_columns(program, times)
+    _check_ids(program)
     structure, step = fx.Graph(), fx.Graph()
     s_env: dict[fx.Node, fx.Node] = {}
     env: dict[fx.Node, fx.Node] = {}
@@ -94,7 +98,7 @@ def binding_times(program: Program) -> dict[fx.Node, int]:
         if node.op != "call_function":
             continue
         times[node] = max((times[n] for n in node.all_input_nodes), default=CONSTANT)
-        if node.target is ROW_IDS:
+        if node.target in (ROW_IDS, SEGMENT_IDS):
             times[node] = max(times[node], STRUCTURE)
         if node.target in (GATHER, REDUCE):
             # A column is bound even when it is constant: its map is made from its values.
@@ -128,6 +132,31 @@ def _check_columns(program: Program, times: dict[fx.Node, int]) -> None:
                 f"rows meet must be known from integer or boolean inputs alone; use torch.where or weights of zero "
                 f"instead of selecting rows, or compute the selection outside the model and pass it as an input"
             )
+
+
+_KEEP_IDS = {aten.reshape.default, aten.expand.default, aten.unsqueeze.default, aten.squeeze.dims, aten.where.self}
+_COMPARE = {aten.eq.Tensor, aten.ne.Tensor, aten.lt.Tensor, aten.le.Tensor, aten.gt.Tensor, aten.ge.Tensor}
+
+
+def _check_ids(program: Program) -> None:
+    """Ids of selected rows are those of the rows they were selected from: they name and order rows, not count them."""
+    ids: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        if node.target is ROW_IDS and program.spaces.is_selected(node.meta["type"].dims[0].space):
+            ids.add(node)
+        given = [n for n in node.all_input_nodes if n in ids]
+        if not given or node.op != "call_function" or node.target in _COMPARE:
+            continue
+        named = node.target in (GATHER, REDUCE)
+        if named and given == [node.args[1]]:
+            continue
+        if not (node.target in _KEEP_IDS or node.target is GATHER or (named and node.args[4] in ("amax", "amin"))):
+            raise UnsupportedModelError(
+                f"{location(node)}{op_name(node.target)} computes with positions of selected rows "
+                f"({given[0].meta['type']}): which place a row has among the selected ones is not known on a part; "
+                f"expected positions of all nodes or edges: number the rows before selecting them, or outside the model"
+            )
+        ids.add(node)
 
 
 def _copy(graph: fx.Graph, node: fx.Node, env: dict[fx.Node, fx.Node]) -> fx.Node:

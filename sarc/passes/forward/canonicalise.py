@@ -31,6 +31,7 @@ _COPIES = {
     aten.clone.default, aten.alias.default, aten.contiguous.default, aten.lift_fresh_copy.default,
     aten.lift_fresh.default, aten.lift.default,
 }  # fmt: skip
+_CHECKS = {aten._assert_async.default, aten._assert_async.msg, aten._assert_scalar.default}
 _RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
 _IGNORED_KWARGS = ("device", "pin_memory", "layout", "memory_format", "non_blocking", "requires_grad", "implicit")
 
@@ -129,6 +130,8 @@ class Canonicalise:
             self.env[node] = self.size(val)
             return
         target = node.target
+        if target in _CHECKS:
+            return
         if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
             packet = target.overloadpacket
             if target in RANDOM:
@@ -187,6 +190,28 @@ class Canonicalise:
         if start != 0:
             ids = self.emit(aten.add.Tensor, ids, start)
         return ids if dtype == torch.int64 else self.emit(aten._to_copy.default, ids, dtype=dtype)
+
+    def _overwrite(self, node: fx.Node) -> fx.Node:
+        """`x.fill_(value)` and `x.copy_(value)`: the value alone, in the shape and dtype of x."""
+        value, dtype = self.arg(node.args[1]), node.meta["val"].dtype
+        if not isinstance(value, fx.Node):
+            return self.emit(aten.full.default, self.shape(node), value, dtype=dtype)
+        if node.args[1].meta["val"].dtype != dtype:
+            value = self.emit(aten._to_copy.default, value, like=node.args[1], dtype=dtype)
+        if self.shape(node.args[1]) == self.shape(node):
+            return value
+        return self.emit(aten.expand.default, value, self.shape(node))
+
+    def _extremum(self, node: fx.Node) -> tuple | None:
+        """`x.max(dim)` over rows, when only the values are read."""
+        x, *rest = node.args
+        if not rest or not isinstance(x.meta["val"].shape[rest[0]], torch.SymInt):
+            return None
+        if any(user.args[1] == 1 and user.users for user in node.users):
+            return None
+        fold = aten.amax.default if node.target is aten.max.dim else aten.amin.default
+        keep = rest[1] if len(rest) > 1 else False
+        return (self.emit(fold, self.arg(x), [rest[0]], keep, val=node.meta["val"][0]), None)
 
     def _scalar_tensor(self, node: fx.Node) -> fx.Node:
         return self.emit(aten.full.default, [], self.arg(node.args[0]), dtype=node.meta["val"].dtype)
@@ -267,13 +292,17 @@ class Canonicalise:
             return None
         mask, val = self.env[index], values.meta["val"]
         lengths = [n if isinstance(n, int) else None for n in val.shape]
-        if index.meta["val"].dim() == source.meta["val"].dim() and set(lengths) <= {1}:
+        if index.meta["val"].dim() == source.meta["val"].dim() > 1 and set(lengths) <= {1}:
             return self.emit(aten.where.self, mask, self.arg(values), self.arg(source))
         rows = source.meta["val"].dim() - val.dim()
         if rows >= 1 or lengths[0] == 1:
             shape = [Size(self.expr(index.meta["val"].shape[0])), *([1] * (source.meta["val"].dim() - 1))]
-            wide = self.emit(aten.reshape.default, mask, shape, val=index.meta["val"])
-            return self.emit(aten.where.self, wide, self.arg(values), self.arg(source))
+            column = index.meta["val"][(..., *([None] * (len(shape) - 1)))]
+            wide = self.emit(aten.reshape.default, mask, shape, val=column)
+            written = self.arg(values)
+            if rest and rest[0]:
+                written = self.emit(aten.add.Tensor, self.arg(source), written)
+            return self.emit(aten.where.self, wide, written, self.arg(source))
         column = self._column_of_mask(index, val.shape[0])
         return self.emit(aten.index_put.default, self.arg(source), [column], self.arg(values), *rest)
 
@@ -346,7 +375,7 @@ class Canonicalise:
         x, p, train = self.arg(given["input"]), given["p"], given.get("train", True)
         if not train:
             return (x, self.emit(aten.full.default, shape, True, dtype=torch.bool))
-        keep = self.emit(aten.ge.Scalar, self._draw(shape), p)
+        keep = self.emit(aten.lt.Scalar, self._draw(shape), 1 - p)
         scaled = self.emit(aten.mul.Tensor, self.emit(aten.mul.Tensor, x, keep), 0.0 if p == 1 else 1.0 / (1.0 - p))
         return (scaled, keep)
 
@@ -369,6 +398,10 @@ _REWRITES = {
     aten._to_copy: Canonicalise._to_copy,
     aten.arange: Canonicalise._arange,
     aten.scalar_tensor: Canonicalise._scalar_tensor,
+    aten.fill: Canonicalise._overwrite,
+    aten.copy: Canonicalise._overwrite,
+    aten.max: Canonicalise._extremum,
+    aten.min: Canonicalise._extremum,
     aten.squeeze: Canonicalise._squeeze,
     aten.slice: Canonicalise._slice,
     aten.slice_scatter: Canonicalise._slice_scatter,
