@@ -18,6 +18,7 @@ from sarc.ir.print import format_node, format_program
 from sarc.ir.program import Program, remove_dead
 from sarc.ir.space import Rows, ValueType
 from sarc.ir.verify import verify
+from sarc.partition.columns import ColumnMap
 from sarc.passes.base import merge_common
 from sarc.passes.forward.bind import bind
 from sarc.passes.forward.canonicalise import Canonicalise
@@ -25,6 +26,7 @@ from sarc.passes.forward.raise_graph_ops import RaiseGraphOps
 from sarc.passes.joint.differentiate import differentiate
 from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
 from sarc.passes.joint.split import split
+from sarc.passes.partitioned.build_schedule import build_schedule
 from sarc.passes.partitioned.partition_program import PartitionProgram
 
 ARGUMENTS = [
@@ -83,6 +85,7 @@ ON_PROGRAM: dict[str, Callable[[Program], tuple[Program, ...]]] = {
     "sarc.passes.joint.fuse_edge_programs": lambda p: (FuseEdgePrograms().run(p),),
     "sarc.passes.partitioned.partition_program": lambda p: (PartitionProgram(frozenset({"src"})).run(p),),
 }
+SCHEDULE = "sarc.passes.partitioned.build_schedule"
 
 
 def run(module: str, before: str) -> str:
@@ -90,12 +93,16 @@ def run(module: str, before: str) -> str:
     if module in ON_CODE:
         return ON_CODE[module](before)
     program = verify(parse_program(before))
+    if module == SCHEDULE:
+        # Part 0 of 2: it needs two rows of part 1, which needs two of its own.
+        column = ColumnMap(True, None, (), ((), (2,)), ((), (torch.tensor([0, 3]),)), (0, 1))
+        return f"{build_schedule(program, 0, 2, {('src', 'N'): column}, prefetch=0)}\n"
     made = ON_PROGRAM[module](program)
     assert format_program(program) == before, "the pass altered its input"
     return "".join(format_program(verify(p)) for p in made)
 
 
-@pytest.mark.parametrize("module", [*ON_CODE, *ON_PROGRAM])
+@pytest.mark.parametrize("module", [*ON_CODE, *ON_PROGRAM, SCHEDULE])
 def test_the_docstring_tells_the_truth(module: str) -> None:
     doc = importlib.import_module(module).__doc__ or ""
     found = re.search(r"\nBefore:\n((?:    .*\n)+)After:\n((?:    .*\n)+)\n?Needs (?:.|\n)*[Dd]oes nothing\b", doc)
@@ -103,4 +110,4 @@ def test_the_docstring_tells_the_truth(module: str) -> None:
     before, after = (textwrap.dedent(part) for part in found.groups())
     assert run(module, before) == after
     for text in (before, *re.split(r"(?=^program )", after, flags=re.MULTILINE)):
-        assert len([line for line in text.splitlines() if not line.startswith("space ")]) <= 12
+        assert len([line for line in text.splitlines() if not line.startswith(("space ", "schedule "))]) <= 12

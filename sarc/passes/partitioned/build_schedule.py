@@ -2,6 +2,37 @@
 
 Exchanges go in a ring: in round r part p receives from p - r and sends to p + r, chunk by chunk; receives and sends are
 posted `prefetch` chunks ahead and nothing ends in a barrier. Every value is freed after its last use.
+
+Before:
+    program forward
+    space N = nodes
+    space E = edges on edges
+    edges @edges0 over E remote #0
+      %m: f32[E] = gather $0 by #0 axis 0
+      reduce sum by #1 axis 0 %m: f32[N]
+    %z: f32[N] = input arg z
+    %src: i64[E] = input bound src
+    %dst: i64[E] = input bound dst
+    %edge_call: (f32[N]) = edge_call(@edges0, [%z], [%src, %dst])
+    %getitem: f32[N] = getitem(%edge_call, 0)
+    return result 0 = %getitem
+After:
+    schedule forward part 0: at most 2 chunks alive, sends 8 B
+      begin      %edge_call
+      recv       edge_call.in1.0 <- part 1, 2 rows, 8 B
+      send       edge_call.out1.0 -> part 1, 2 rows, 8 B (fetch)
+      block      %edge_call part 0 chunk 0
+      wait       edge_call.in1.0
+      wait       edge_call.out1.0
+      free       edge_call.out1.0
+      block      %edge_call part 1 chunk 0 from edge_call.in1.0
+      free       edge_call.in1.0
+      free       z, src, dst
+      launch     %getitem
+      free       edge_call
+Needs a partitioned program and the part's column maps; gives instructions in which what two parts send each other is in
+one order on both sides, and which keep at most 2 (1 + prefetch) chunks alive.
+It does nothing about an edge program whose rows are all owned: it is one block without messages.
 """
 
 from __future__ import annotations
