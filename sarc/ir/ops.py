@@ -13,6 +13,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -247,15 +248,20 @@ def resolve_sizes(
     """Operands with numbers for sizes: local rows where the operator takes a shape, whole-graph rows elsewhere."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return args, kwargs
-    specs = node.target._schema.arguments
-    # Schemas call lengths `int` (also in lists) and factors `number`.
-    shapes = {spec.name for spec in specs if "int" in str(spec.real_type)}
+    names, shapes = _shape_operands(node.target)
 
     def number(name: str, value: Any) -> Any:
         sizes = local if name in shapes else total
         return map_sizes(value, lambda size: size.value(sizes))
 
     return (
-        tuple(number(spec.name, value) for spec, value in zip(specs, args, strict=False)),
+        tuple(number(name, value) for name, value in zip(names, args, strict=False)),
         {name: number(name, value) for name, value in kwargs.items()},
     )
+
+
+@lru_cache(maxsize=1024)
+def _shape_operands(target: torch._ops.OpOverload) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Names of an operator's operands, and of those that are lengths: schemas call factors `number`."""
+    specs = target._schema.arguments
+    return tuple(s.name for s in specs), frozenset(s.name for s in specs if "int" in str(s.real_type))

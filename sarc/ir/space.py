@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import sympy
 import torch
@@ -131,8 +132,19 @@ class Size:
 
     def value(self, sizes: Mapping[str, int]) -> int | float:
         """The number for given space sizes; a float only where the formula is not integral."""
-        number = self.expr.subs({sympy.Symbol(name): size for name, size in sizes.items()})
-        return int(number) if number.is_integer else float(number)
+        return _evaluate(self.expr, tuple(sizes[name] for name in _names(self.expr)))
+
+
+# Blocks ask for the same few numbers in every step, and sympy takes a millisecond for each.
+@lru_cache(maxsize=1024)
+def _names(expr: sympy.Expr) -> tuple[str, ...]:
+    return tuple(sorted(symbol.name for symbol in expr.free_symbols))
+
+
+@lru_cache(maxsize=16384)
+def _evaluate(expr: sympy.Expr, sizes: tuple[int, ...]) -> int | float:
+    number = expr.subs(dict(zip(map(sympy.Symbol, _names(expr)), sizes, strict=True)))
+    return int(number) if number.is_integer else float(number)
 
 
 @dataclass
