@@ -83,9 +83,8 @@ class Executor:
 
     def run(self) -> Work:
         """A `Work` (see `run_parts`) that returns the program's results in order."""
-        with torch.no_grad():
-            for instruction in self.schedule.instructions:
-                yield from self._STEPS[type(instruction)](self, instruction)
+        for instruction in self.schedule.instructions:
+            yield from self._STEPS[type(instruction)](self, instruction)
         if self.chunks:
             left = ", ".join(sorted(self.chunks))
             raise ExchangeError(f"part {self.state.rank}: chunks left at the end of the schedule: {left}")

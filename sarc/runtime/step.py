@@ -86,7 +86,10 @@ class Step:
             state.rank: Executor(program, schedule, state, self.transport, each, run, kernels).run()
             for state, schedule, each in zip(states, schedules, values, strict=True)
         }
-        results = run_parts(works, self.transport)
+        # Here and not in the executors: parts are stepped in turn, and modes set inside one would leak into the others.
+        # The casts of autocast are in the program already.
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            results = run_parts(works, self.transport)
         return [results[s.rank] for s in states]
 
     def inputs(self, stage: str) -> list[dict[str, Tensor]]:

@@ -218,6 +218,18 @@ def test_a_parameter_changed_between_forward_and_backward(model: nn.Module, edge
         loss.backward()
 
 
+def test_modes_of_the_caller_are_left_alone(model: nn.Module, edge_index: Tensor, x: Tensor) -> None:
+    model.requires_grad_(False)
+    compiled = sarc.compile(model, cut(edge_index))
+    assert not compiled(x, edge_index).requires_grad
+    assert torch.is_grad_enabled()
+    with torch.no_grad():
+        compiled(x, edge_index)
+        assert not torch.is_grad_enabled()
+    assert compiled(x.requires_grad_(), edge_index).requires_grad
+    assert torch.is_grad_enabled()
+
+
 def test_double_backward_is_refused(model: nn.Module, edge_index: Tensor, x: Tensor) -> None:
     compiled = sarc.compile(model, cut(edge_index))
     out = compiled(x.requires_grad_(), edge_index)
