@@ -169,7 +169,8 @@ def test_dropout_draws_equal_the_reference() -> None:
     class Dropped(nn.Module):
         def forward(self, x: Tensor, edge_index: Tensor, weight: Tensor) -> Tensor:
             src, dst = edge_index
-            return torch.zeros_like(x).index_add(0, dst, torch.nn.functional.dropout(x[src], 0.4) * weight.unsqueeze(-1))
+            message = torch.nn.functional.dropout(x[src], 0.4) * weight.unsqueeze(-1)
+            return torch.zeros_like(x).index_add(0, dst, message)
 
     graph = random_graph(30, 200)
     expected, _ = run(Dropped(), graph, 30, 7, 1, "reference")
@@ -220,7 +221,8 @@ def test_concurrent_processes_build_once(tmp_path) -> None:
         "b._compile = noted; b.build('extern \"C\" int f() { return 1; }', 'kernel')\n"
     )
     env = {**os.environ, "SARC_CACHE_DIR": str(tmp_path)}
-    runs = [subprocess.Popen([sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    command = [sys.executable, "-c", script]
+    runs = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [r.communicate()[0] for r in runs]
     assert all(r.returncode == 0 for r in runs)
     assert sum(o.count("built") for o in outputs) == 1
