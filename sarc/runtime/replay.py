@@ -58,12 +58,12 @@ def draws(compiled: CompiledModule, step: int | None = None) -> list[Tensor]:
         rng = torch.tensor([compiled.seed, at])
         sizes = states[0].total_sizes()
         shape = map_sizes(node.args[1], lambda size: size.value(sizes))  # noqa: B023
-        keys = {s: _keys(s, states) for s in node.meta["type"].spaces}
+        keys = {s: whole_row_keys(s, states) for s in node.meta["type"].spaces}
         found.append(keyed_uniform(node, (rng, shape, node.args[2]), keys))
     return found
 
 
-def _keys(space: str, states: Sequence[PartState]) -> Tensor:
+def whole_row_keys(space: str, states: Sequence[PartState]) -> Tensor:
     """Keys of all rows of a space in the whole graph's order (rows of a filter keep the order of their parent's)."""
     found = states[0].spaces[space]
     if found.kind != "concat":
@@ -71,7 +71,7 @@ def _keys(space: str, states: Sequence[PartState]) -> Tensor:
     starts = [0]
     for parent in found.parents:
         starts.append(starts[-1] + states[0].key_bound(parent))
-    return torch.cat([_keys(p, states) + start for p, start in zip(found.parents, starts, strict=False)])
+    return torch.cat([whole_row_keys(p, states) + start for p, start in zip(found.parents, starts, strict=False)])
 
 
 class _Replay(TorchDispatchMode):

@@ -49,17 +49,19 @@ class Case:
         positional = [values[column] for keyword, column in self.arguments if not keyword]
         return module(*positional, **{keyword: values[column] for keyword, column in self.arguments if keyword})
 
-    def spaces(self, module: nn.Module) -> dict[str, str | None]:
-        """`sarc.compile(spaces=)` for this call: small graphs may have as many nodes as edges."""
+    def columns_by_name(self, module: nn.Module) -> dict[str, str]:
+        """The column passed as each argument of the module's forward, by the argument's name."""
         parameters = list(inspect.signature(module.forward).parameters.values())
         found = {}
         for place, (keyword, column) in enumerate(self.arguments):
             at = parameters[min(place, len(parameters) - 1)]
             variadic = at.kind is inspect.Parameter.VAR_POSITIONAL
-            name = keyword or (f"{at.name}{place - len(parameters) + 1}" if variadic else at.name)
-            if column in SPACES:
-                found[name] = SPACES[column]
+            found[keyword or (f"{at.name}{place - len(parameters) + 1}" if variadic else at.name)] = column
         return found
+
+    def spaces(self, module: nn.Module) -> dict[str, str | None]:
+        """`sarc.compile(spaces=)` for this call: small graphs may have as many nodes as edges."""
+        return {name: SPACES[column] for name, column in self.columns_by_name(module).items() if column in SPACES}
 
 
 @dataclass(frozen=True)

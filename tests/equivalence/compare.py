@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.utils._pytree as pytree
@@ -29,9 +29,7 @@ def observe(case: Case, module: nn.Module, values: Mapping[str, object], gradien
         result = case.call(module, fresh)
     leaves = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
     found: Observed = {f"output {k}": leaf.detach() for k, leaf in enumerate(leaves)}
-    generator = torch.Generator().manual_seed(11)
-    cotangents = [torch.randn(leaf.shape, generator=generator, dtype=torch.float64) for leaf in leaves]
-    pairs = [(o, c.to(o.dtype)) for o, c in zip(leaves, cotangents, strict=True) if o.requires_grad]
+    pairs = [(o, c) for o, c in zip(leaves, cotangents(leaves), strict=True) if o.requires_grad]
     if pairs:
         torch.autograd.backward([o for o, _ in pairs], [c for _, c in pairs])
         found |= {f"gradient of parameter {n}": p.grad for n, p in module.named_parameters()}
@@ -39,6 +37,12 @@ def observe(case: Case, module: nn.Module, values: Mapping[str, object], gradien
         found |= {f"gradient of input {k}": fresh[k].grad for k in sorted(used) if _is_leaf(fresh[k])}
     found |= {f"buffer {n}": b.clone() for n, b in module.named_buffers()}
     return found
+
+
+def cotangents(leaves: Sequence[Tensor]) -> list[Tensor]:
+    """The fixed random cotangent of each result."""
+    generator = torch.Generator().manual_seed(11)
+    return [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype) for o in leaves]
 
 
 def _is_leaf(value: object) -> bool:
