@@ -31,7 +31,7 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 
 from sarc.errors import SarcError, UnsupportedModelError
-from sarc.frontends.copy_module import copy_module, named_tensors, place_tensors
+from sarc.frontends.copy_module import check_caches, copy_module, named_tensors, place_tensors
 from sarc.frontends.row_sizes import RowSizes
 from sarc.frontends.source import definition_line, raised_by_model, user_line
 from sarc.frontends.watch_forward import Question, WatchForward, is_written, refuse_autograd_functions
@@ -95,6 +95,8 @@ def capture(
         UnsupportedModelError: the model does what no partitioned program can do, with the user's line.
         Exception: what the model's own code raises on purpose, as it is.
     """
+    if counts:
+        check_caches(module, counts)
     original, module = module, copy_module(module)
     shape_env = RowSizes(counts or {})
     fake_mode = FakeTensorMode(shape_env=shape_env, allow_non_fake_inputs=True)
@@ -142,6 +144,11 @@ def capture(
                     f"{shape_env.shown(leaf.node.expr)}: expected tensors; return x.new_ones(x.size(0)).sum(), or take "
                     f"it from the inputs outside the model"
                 )
+            if not isinstance(leaf, Tensor | _RETURNED):
+                raise UnsupportedModelError(
+                    f"{definition_line(original)}: forward returns an object of type {type(leaf).__name__}: expected "
+                    f"tensors, numbers and strings in tuples, lists and dicts; return what it holds in one of these"
+                )
             places.append(_Result(len(results)) if isinstance(leaf, Tensor) else leaf)
             if isinstance(leaf, Tensor):
                 results.append(leaf)
@@ -182,6 +189,9 @@ def capture(
         outcome["structure"],
         str(outcome.get("question", "")),
     )
+
+
+_RETURNED = bool | int | float | complex | str | bytes | None | torch.dtype | torch.device
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sarc.errors import GraphError, UnsupportedModelError
+from sarc.frontends.copy_module import check_initialised
 from sarc.frontends.inputs import EDGES, GRAPH, NODES, Call, Leaf
 from sarc.ir.space import DTYPE_NAMES
 
@@ -27,6 +28,7 @@ def check_arguments(
         GraphError: an edge_index of another dtype or layout; rows of neither nodes nor edges; `spaces=` that does not
             fit the call.
     """
+    check_initialised(module)
     check_devices(module, call)
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         _check_dense(f"parameter {name}", tensor)
@@ -106,7 +108,7 @@ def _check_some_rows(call: Call, rows: Mapping[str, int], named: Mapping[str, st
 
 def check_devices(module: nn.Module, call: Call) -> None:
     """GraphError unless parameters, buffers and the call's tensors are on one device, and that is the CPU."""
-    named = [(f"parameter {n}", p) for n, p in module.named_parameters()]
+    named: list[tuple[str, Tensor]] = [(f"parameter {n}", p) for n, p in module.named_parameters()]
     named += [(f"buffer {n}", b) for n, b in module.named_buffers()]
     named += [(f"argument {leaf.name}", leaf.value) for leaf in call.leaves if leaf.value is not None]
     if not named:

@@ -18,6 +18,8 @@ def check_options(model: Any, spaces: Any, prefetch: Any, seed: Any) -> None:
         raise OptionError(
             f"model: expected a torch.nn.Module, got {type(model).__name__}; put a function into a module's forward"
         )
+    if getattr(model.forward, "__func__", None) is nn.Module.forward:
+        raise OptionError(f"model: expected a module with a forward, got {type(model).__name__}, which defines none")
     if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
         raise OptionError(
             f"model: expected the plain model, got it wrapped in {type(model).__name__}; pass model.module: gradients "

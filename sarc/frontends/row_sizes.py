@@ -29,6 +29,12 @@ class RowSizes(ShapeEnv):
         self.counts = counts
         self.names: dict[sympy.Basic, sympy.Symbol] = {}
 
+    def create_symbol(self, *args, **kwargs):
+        # PyTorch takes sizes to be positive, and answers `numel() == 0` from that; on a graph without edges it is true.
+        if 0 in self.counts.values():
+            kwargs["positive"] = None
+        return super().create_symbol(*args, **kwargs)
+
     def declare(self, size: torch.SymInt, name: str) -> None:
         """`size` is the number of rows of space `name`."""
         self.names[size.node.expr] = sympy.Symbol(name)

@@ -54,7 +54,7 @@ class Call:
     def returns_several(self) -> bool:
         """Whether the operator returns a tuple or a list of tensors."""
         returns = self.node.target._schema.returns
-        return len(returns) > 1 or "[]" in str(returns[0].type)
+        return len(returns) > 1 or isinstance(returns[0].type, torch.ListType)
 
     def refuse(self, why: str, instead: str) -> UnsupportedModelError:
         """An error that names the operator, its operands' types and the user's line."""

@@ -152,9 +152,11 @@ _PLAIN = (bool, int, float, str, type(None), torch.dtype)
 
 
 def plain_attributes(model: nn.Module) -> str:
-    """Digest of the plain Python attributes of all submodules, which tracing bakes in."""
+    """Digest of what tracing bakes in: plain Python attributes of all submodules, and names of their forward hooks."""
     digest = hashlib.sha256()
     for name, module in model.named_modules():
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            digest.update(f"{name} hook {getattr(hook, '__qualname__', type(hook).__qualname__)};".encode())
         for key, value in vars(module).items():
             if _is_plain(value):
                 digest.update(f"{name}.{key}={value!r};".encode())
