@@ -145,15 +145,15 @@ class _Kernel(Lowering):
         end = [b for b in end if not b.startswith("//chunk ")]
         columns = sorted(self.program.columns_used("gather"))
         read = [f"const int32_t j{c} = c{c}[k]; (void)j{c};" for c in columns if c != self.order]
-        per_edge = ["const int32_t e = edges[k]; (void)e;", *read, *self.edge.lines, *folds]
+        per_edge = ["const int32_t e = edges[k]; (void)e;", *read, *self.edge, *folds]
         if self.order is None:
-            body = ["for (int64_t k = bounds[chunk]; k < bounds[chunk + 1]; ++k) {", *self.row.lines, *per_edge, "}"]
+            body = ["for (int64_t k = bounds[chunk]; k < bounds[chunk + 1]; ++k) {", *self.row, *per_edge, "}"]
         else:
             body = [
                 "for (int64_t r = bounds[chunk]; r < bounds[chunk + 1]; ++r) {",
                 "const int32_t target = targets[r];",
                 *begin,
-                *self.row.lines,
+                *self.row,
                 "for (int64_t k = starts[r]; k < starts[r + 1]; ++k) {",
                 *per_edge,
                 "}",

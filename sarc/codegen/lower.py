@@ -8,8 +8,9 @@ the row alone, else once an edge.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.fx as fx
@@ -34,14 +35,6 @@ class Value:
     cheap: bool = True
 
 
-@dataclass
-class Code:
-    lines: list[str] = field(default_factory=list)
-
-    def add(self, *lines: str) -> None:
-        self.lines += lines
-
-
 class Lowering:
     """The body of a program, for one traversal order and some of its results.
 
@@ -53,7 +46,8 @@ class Lowering:
     def __init__(self, program: EdgeProgram, order: int | None, results: tuple[int, ...]):
         self.program, self.order, self.results = program, order, results
         self.values: dict[fx.Node, Value] = {}
-        self.row, self.edge = Code(), Code()
+        self.row: list[str] = []
+        self.edge: list[str] = []
         self.temps = 0
         self.body = list(program.body.nodes)
         self.returned = next(n for n in reversed(self.body) if n.op == "output").args[0]
@@ -73,11 +67,14 @@ class Lowering:
             if node.op == "call_function" and node in self.needed:
                 self.values[node] = self._lower(node)
 
+    def _roots(self) -> list[fx.Node]:
+        """The values that the results fold; a contraction's operand in place of the contraction."""
+        kinds = [self.program.results[k].kind for k in self.results]
+        nodes = [self.returned[k] for k in self.results]
+        return [n.args[0] if kind == "contract" else n for n, kind in zip(nodes, kinds, strict=True)]
+
     def _needed(self) -> set[fx.Node]:
-        stack = []
-        for k in self.results:
-            node = self.returned[k]
-            stack += [node.args[0]] if self.program.results[k].kind == "contract" else [node]
+        stack = self._roots()
         found: set[fx.Node] = set()
         while stack:
             node = stack.pop()
@@ -86,16 +83,8 @@ class Lowering:
                 stack.extend(node.all_input_nodes)
         return found
 
-    def _uses(self) -> dict[fx.Node, int]:
-        count: dict[fx.Node, int] = {}
-        for node in self.needed:
-            for operand in node.all_input_nodes:
-                count[operand] = count.get(operand, 0) + 1
-        for k in self.results:
-            node = self.returned[k]
-            node = node.args[0] if self.program.results[k].kind == "contract" else node
-            count[node] = count.get(node, 0) + 1
-        return count
+    def _uses(self) -> Counter[fx.Node]:
+        return Counter([*(operand for node in self.needed for operand in node.all_input_nodes), *self._roots()])
 
     # --- dimensions
 
@@ -144,7 +133,7 @@ class Lowering:
             kind = C_TYPES[operand.type.dtype]
             code = self.row if row_only else self.edge
             if node in self.needed:
-                code.add(f"const {kind}* __restrict {base} = x{k} + int64_t({where}) * {size};")
+                code.append(f"const {kind}* __restrict {base} = x{k} + int64_t({where}) * {size};")
         return Value(lambda index: f"{base}[{self.linear(index, dims)}]", dims, row_only)
 
     # --- calls
@@ -162,7 +151,7 @@ class Lowering:
 
     def _wants_array(self, node: fx.Node, value: Value) -> bool:
         """Whether a value is computed once into a local array: read twice, by a wider reader, or once a row."""
-        if self.uses.get(node, 0) > 1:
+        if self.uses[node] > 1:
             return True
         size = math.prod(self.features(value.dims))
         readers = self._readers(node)
@@ -196,8 +185,8 @@ class Lowering:
         code = self.row if value.row_only else self.edge
         size = math.prod(self.features(dims))
         loc = f"  // {node.meta['loc']}" if node.meta.get("loc") else ""
-        code.add(f"{kind} {name}[{max(size, 1)}];{loc}")
-        code.add(*self.nest(dims, lambda index: f"{name}[{self.linear(index, dims)}] = {value.element(index)};"))
+        code.append(f"{kind} {name}[{max(size, 1)}];{loc}")
+        code.extend(self.nest(dims, lambda index: f"{name}[{self.linear(index, dims)}] = {value.element(index)};"))
         return Value(lambda index: f"{name}[{self.linear(index, dims)}]", dims, value.row_only)
 
     def nest(self, dims: tuple, body: Callable[[Index], str], prefix: str = "i") -> list[str]:
@@ -323,7 +312,7 @@ class Lowering:
         dtype = node.meta["type"].dtype
         start = literal({"sum": 0, "amax": -math.inf, "amin": math.inf}[op] if dtype.is_floating_point else 0, dtype)
         loc = f"  // {node.meta['loc']}" if node.meta.get("loc") else ""
-        code.add(f"{kind} {name}[{size}];{loc}")
+        code.append(f"{kind} {name}[{size}];{loc}")
         kept = [axis for axis in range(len(dims)) if axis not in reduced]
         outer = [(f"i{axis}", dims[axis]) for axis in kept if not isinstance(dims[axis], Rows) and dims[axis] != 1]
         inner = [(f"k{axis}", dims[axis]) for axis in sorted(reduced) if dims[axis] != 1]
@@ -345,7 +334,7 @@ class Lowering:
         lines.append(combine.format(source.element(at)))
         lines.append(f"{name}[{self.linear(place, out)}] = sum;")
         lines += ["}"] * len(outer)
-        code.add("{", *lines, "}")
+        code += ["{", *lines, "}"]
         return Value(lambda index: f"{name}[{self.linear(index, out)}]", out, source.row_only)
 
     def _cat(self, node: fx.Node) -> Value:
@@ -356,7 +345,7 @@ class Lowering:
         name, kind = f"t{self.temps}", C_TYPES[node.meta["type"].dtype]
         self.temps += 1
         code = self.row if row_only else self.edge
-        code.add(f"{kind} {name}[{max(math.prod(self.features(out)), 1)}];")
+        code.append(f"{kind} {name}[{max(math.prod(self.features(out)), 1)}];")
         start = 0
         for part in parts:
             offset = start
@@ -366,7 +355,7 @@ class Lowering:
                 at[axis] = f"({index[axis]} + {offset})"
                 return f"{name}[{self.linear(at, out)}] = {part.element(index)};"
 
-            code.add(*self.nest(part.dims, write))
+            code.extend(self.nest(part.dims, write))
             start += part.dims[axis]
         return Value(lambda index: f"{name}[{self.linear(index, out)}]", out, row_only)
 
@@ -376,8 +365,8 @@ class Lowering:
             raise NoKernel("draws with rows on an inner axis")
         name, size = f"t{self.temps}", math.prod(self.features(dims))
         self.temps += 1
-        self.edge.add(f"float {name}[{4 * ((size + 3) // 4)}];")
-        self.edge.add(f"sarc_uniform(keys[e], {(size + 3) // 4}, {node.args[2]}, seed, step, {name});")
+        self.edge.append(f"float {name}[{4 * ((size + 3) // 4)}];")
+        self.edge.append(f"sarc_uniform(keys[e], {(size + 3) // 4}, {node.args[2]}, seed, step, {name});")
         return Value(lambda index: f"{name}[{self.linear(index, dims)}]", dims, False)
 
 _VIEWS = {
