@@ -33,6 +33,11 @@ def check_arguments(
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         _check_dense(f"parameter {name}", tensor)
     for leaf in call.leaves:
+        if leaf.num_nodes not in (None, rows[NODES]):
+            raise GraphError(
+                f"argument {leaf.name}: expected a graph of {rows[NODES]} nodes, as it was partitioned, got one of "
+                f"{leaf.num_nodes}; partition the new graph and compile again"
+            )
         if leaf.value is not None:
             _check_dense(f"argument {leaf.name}", leaf.value)
             if leaf.name not in named:
@@ -144,9 +149,10 @@ def check_graph(call: Call, kinds: Sequence[str], held_edges: int, known: Tensor
             continue
         if kind == GRAPH:
             if known is not None and value.data_ptr() != known.data_ptr() and not torch.equal(value.long(), known):
+                got = "as many others" if value.shape == known.shape else f"{value.shape[1]}"
                 raise GraphError(
-                    f"argument {leaf.name}: the graph has changed since it was partitioned (same number of edges, "
-                    f"other edges); partition the new graph and compile again"
+                    f"argument {leaf.name}: expected the {known.shape[1]} edges that were partitioned, got {got}; "
+                    f"partition the new graph and compile again"
                 )
         elif not kind and value.shape[0] == 2:
             raise GraphError(

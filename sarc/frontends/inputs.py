@@ -35,11 +35,19 @@ class Leaf:
         name: as printed: "x", "edge_index", "g.ndata['h']".
         value: the tensor; None for the edges of a graph object, which every part has already.
         is_edges: whether it is the partitioned graph's own edge_index.
+        num_nodes: N of the graph object whose edges they are.
     """
 
     name: str
     value: Tensor | None
     is_edges: bool = False
+    num_nodes: int | None = None
+
+    @property
+    def tensor(self) -> Tensor:
+        """`value`, of a leaf that is not the edges of a graph object."""
+        assert self.value is not None
+        return self.value
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ def _is_slot(value: object) -> bool:
     return isinstance(value, (_TensorSlot, _GraphSlot))
 
 
-def _graph(slot: _GraphSlot, tensors: Sequence[Tensor], sizes: Mapping[str, object], zero_in_degree: bool):
+def _graph(slot: _GraphSlot, tensors: Sequence[Tensor], sizes: Mapping[str, Any], zero_in_degree: bool):
     edges = tensors[slot.edges]
     if slot.kind == "edge_index":
         return edges
@@ -174,7 +182,7 @@ def _graph_leaves(name: str, graph: Any, graph_kind: str, leaves: list[Leaf]) ->
             f"{graph.etypes}, batch size {graph.batch_size}; use dgl.to_homogeneous(g), and one graph a call"
         )
     src, dst = graph.edges(order="eid")
-    leaves.append(Leaf(f"{name}.edges", torch.stack([src, dst]).long(), True))
+    leaves.append(Leaf(f"{name}.edges", torch.stack([src, dst]).long(), True, graph.num_nodes()))
     node, edge = [], []
     for key, value in sorted(graph.ndata.items()):
         node.append((key, len(leaves)))
@@ -214,9 +222,10 @@ def candidates(leaf: Leaf, rows: Mapping[str, int], named: Mapping[str, str | No
         return (GRAPH,)
     if leaf.name in named:
         return (named[leaf.name] or "",)
-    shape = tuple(leaf.value.shape)
+    shape = tuple(leaf.tensor.shape)
     found = []
-    if len(shape) == 2 and shape[0] == 2 and shape[1] == rows[EDGES] and leaf.value.dtype in (torch.int64, torch.int32):
+    whole_numbers = leaf.tensor.dtype in (torch.int64, torch.int32)
+    if len(shape) == 2 and shape[0] == 2 and shape[1] == rows[EDGES] and whole_numbers:
         found.append(GRAPH)
     if shape and shape[0] == rows[NODES]:
         found.append(NODES)
@@ -238,7 +247,7 @@ def choose(leaf: Leaf, options: Sequence[Sequence[str]], rows: Mapping[str, int]
     partitioned = [o for o in common if o]
     if len(partitioned) > 1:
         raise GraphError(
-            f"argument {leaf.name} of shape {list(leaf.value.shape)} could hold rows of nodes or of edges (N = "
+            f"argument {leaf.name} of shape {list(leaf.tensor.shape)} could hold rows of nodes or of edges (N = "
             f"{rows[NODES]}, E = {rows[EDGES]}); say which: sarc.compile(..., spaces={{'{leaf.name}': 'N'}})"
         )
     return partitioned[0] if partitioned else ""
@@ -248,7 +257,7 @@ def argument(leaf: Leaf, rows: str) -> Argument:
     """The typed argument of a leaf."""
     if rows == GRAPH:
         return Argument(leaf.name, ValueType((2, Rows(EDGES)), torch.int64))
-    dims: list = list(leaf.value.shape)
+    dims: list = list(leaf.tensor.shape)
     if rows:
         dims[0] = Rows(rows)
-    return Argument(leaf.name, ValueType(tuple(dims), leaf.value.dtype))
+    return Argument(leaf.name, ValueType(tuple(dims), leaf.tensor.dtype))
