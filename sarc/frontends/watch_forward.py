@@ -77,7 +77,9 @@ class WatchForward(TorchFunctionMode):
 
 def is_written(tensor: Tensor) -> bool:
     """Whether a functionalised tensor was written to in place since the trace began."""
-    return isinstance(tensor, FunctionalTensor) and torch._functionalize_has_data_mutation(tensor.elem)
+    return isinstance(tensor, FunctionalTensor) and torch._functionalize_has_data_mutation(  # type: ignore[attr-defined]
+        tensor.elem
+    )
 
 
 @contextmanager

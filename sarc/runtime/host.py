@@ -101,6 +101,7 @@ def host_together(model: nn.Module, partitions: object, seed: int) -> tuple[Host
             "under torchrun expected the partitions of this rank's shard on every rank: parts = sarc.partition(...); "
             "shard = parts.shard(rank, x=x, ...); sarc.compile(model, shard.partitions)"
         )
+    assert isinstance(partitions, Partitions)
     _check_models([c.model for c in claims])
     process_of = _processes(claims)
     _broadcast(model)

@@ -64,19 +64,25 @@ class CompiledModule(nn.Module):
             self._use(host_alone(self._cut(args, kwargs)))
         call, note, problem, bound = None, None, None, -1
         try:
-            call = self._compiler.take_apart(self.model, args, kwargs, self._host.partitions.graph_kind)
-            self._compiler.check_arguments(self.model, call, self._host.rows, self._spaces)
+            call = self._compiler.take_apart(self.model, args, kwargs, self._placed.partitions.graph_kind)
+            self._compiler.check_arguments(self.model, call, self._placed.rows, self._spaces)
             note = self._note(call)
             bound = self._bound(call, note)
         except (SarcError, TypeError) as error:
             problem, note = error, problem_note(error)
         draws = (_signed(self.seed), self.step)
         settled, is_bound = self._agreement.settle(note, problem, bound, draws, partial(self._decide, call))
-        self._compiler.check_graph(call, settled.kinds, self._host.rows["E"], self._host.edge_index)
+        self._compiler.check_graph(call, settled.kinds, self._placed.rows["E"], self._placed.edge_index)
         arguments, values = self._arguments(call, settled.kinds)
-        variant = self._variants.get(self.model, self._host, call, settled, arguments, values, is_bound)
+        variant = self._variants.get(self.model, self._placed, call, settled, arguments, values, is_bound)
         self._last = variant
         return self._run(variant, values, draws)
+
+    @property
+    def _placed(self) -> Host:
+        """The partitions at hand; known from the first call on."""
+        assert self._host is not None
+        return self._host
 
     def _cut(self, args, kwargs) -> Partitions:
         """Partition the graph of the first call."""
@@ -88,7 +94,7 @@ class CompiledModule(nn.Module):
 
     def _note(self, call) -> Note:
         """This rank's account of a call."""
-        rows, named = self._host.rows, self._spaces
+        rows, named = self._placed.rows, self._spaces
         leaves, wrt = [], []
         for leaf in call.leaves:
             shape = (None, None) if leaf.value is None else (tuple(leaf.value.shape), leaf.value.dtype)
@@ -127,7 +133,7 @@ class CompiledModule(nn.Module):
                 )
         kinds = []
         for k, leaf in enumerate(call.leaves):
-            kinds.append(self._compiler.choose(leaf, [note.leaves[k][2] for note in notes], self._host.rows))
+            kinds.append(self._compiler.choose(leaf, [note.leaves[k][2] for note in notes], self._placed.rows))
         shapes = [{name: shape for name, shape, _ in note.leaves} for note in notes]
         self._compiler.check_ranks(shapes, dict(zip(names[0], kinds, strict=True)))
         return tuple(kinds)
@@ -142,9 +148,9 @@ class CompiledModule(nn.Module):
             self.step += 1
         step = Step(
             variant.stages,
-            variant.binding,
+            variant.bound,
             variant.wrt,
-            self._host.transport,
+            self._placed.transport,
             self._calls,
             torch.tensor(draws),
             values,
@@ -183,7 +189,7 @@ class CompiledModule(nn.Module):
             return getattr(model, name)
 
     def __reduce__(self):
-        held = self._given if self._host is None else self._host.partitions
+        held = self._given if self._host is None else self._placed.partitions
         return _restore, (self.model, held, self._compiler, self._spaces, self._variants.prefetch, self.seed, self.step)
 
     # --- looking inside
@@ -204,22 +210,22 @@ class CompiledModule(nn.Module):
         "partitioned forward", "partitioned backward"."""
         variant = self._called()
         if stage.startswith("partitioned "):
-            return format_program(variant.binding.programs[stage.removeprefix("partitioned ")])
+            return format_program(variant.bound.programs[stage.removeprefix("partitioned ")])
         if stage not in variant.stages.programs:
-            known = [*variant.stages.programs, *(f"partitioned {s}" for s in variant.binding.programs)]
+            known = [*variant.stages.programs, *(f"partitioned {s}" for s in variant.bound.programs)]
             raise KeyError(f"no stage {stage!r}: this call has {', '.join(known)}")
         return format_program(variant.stages[stage])
 
     def schedule(self, rank: int, stage: str = "forward") -> Schedule:
         """The instructions of one hosted part for the last call's program."""
-        for schedule in self._called().binding.schedules[stage]:
+        for schedule in self._called().bound.schedules[stage]:
             if schedule.rank == rank:
                 return schedule
         raise PartitionError(f"part {rank} is not run by this process")
 
     def plan(self) -> Plan:
         """What the last call exchanges, stores and keeps, in bytes; prints as a table."""
-        return make_plan(self._called().binding)
+        return make_plan(self._called().bound)
 
     def _called(self) -> Variant:
         if self._last is None:

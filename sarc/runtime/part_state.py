@@ -81,7 +81,7 @@ class PartState:
         self.total[name] = int(total)
 
     def locate(self, ids: Tensor, target: str, where: str) -> tuple[Tensor, Tensor]:
-        """Owner of each id, and the id itself; raises when an id is no row of `target` or one that is not known here."""
+        """Owner of each id, and the id itself; raises when an id is no row of `target` or is not known here."""
         check_range(ids, self.key_bound(target), where)
         if target == NODES:
             if self.assignment is not None:

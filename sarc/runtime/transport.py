@@ -79,7 +79,7 @@ class _LocalMessage:
 class _Sent:
     """A message of a process group; `wait` is the only way to learn that it is complete."""
 
-    def __init__(self, work: dist.Work, what: str):
+    def __init__(self, work: dist.Work | None, what: str):
         self.work: dist.Work | None = work
         self.what = what
 
@@ -166,12 +166,14 @@ class Transport:
         posted, receiving = self._posted[key], self._receiving[key]
         while posted and receiving:
             outgoing, incoming = posted.popleft(), receiving.popleft()
-            if outgoing.buffer.shape != incoming.buffer.shape:
+            source, target = outgoing.buffer, incoming.buffer
+            assert source is not None and target is not None
+            if source.shape != target.shape:
                 raise ExchangeError(
-                    f"{incoming.what}: expected {incoming.buffer.nbytes} bytes, got {outgoing.buffer.nbytes}: the "
-                    f"parts run different schedules"
+                    f"{incoming.what}: expected {target.nbytes} bytes, got {source.nbytes}: the parts run different "
+                    f"schedules"
                 )
-            incoming.buffer.copy_(outgoing.buffer)
+            target.copy_(source)
             outgoing.buffer = incoming.buffer = None
         if not posted and not receiving:
             del self._posted[key], self._receiving[key]
@@ -204,7 +206,7 @@ class Transport:
             total = wide.to(total.dtype)
         return total
 
-    def all_gather(self, values: Mapping[int, object]) -> list[object]:
+    def all_gather(self, values: Mapping[int, Any]) -> list[Any]:
         """One object of every part, in part order."""
         everything = dict(values)
         if self.distributed:
@@ -324,12 +326,13 @@ def _answer(pending: dict[int, Request], results: dict[int, Any], transport: Tra
             f"others never join: the parts run different programs"
         )
     order = sorted(pending)
-    first = pending[order[0]]
+    first: Any = pending[order[0]]
+    asked: dict[int, Any] = dict(pending)
     if isinstance(first, AllReduce):
-        total = transport.all_reduce([pending[p].tensor for p in order], first.op)
+        total = transport.all_reduce([asked[p].tensor for p in order], first.op)
         return {p: total if k == 0 else total.clone() for k, p in enumerate(order)}
     if isinstance(first, AllGather):
-        everything = transport.all_gather({p: pending[p].value for p in order})
+        everything = transport.all_gather({p: asked[p].value for p in order})
         return dict.fromkeys(order, everything)
-    incoming = transport.exchange({p: pending[p].outgoing for p in order})
+    incoming = transport.exchange({p: asked[p].outgoing for p in order})
     return {p: incoming[p] for p in order}

@@ -69,6 +69,12 @@ class Variant:
     wrt: tuple[Input, ...]
     binding: Binding | None = None
 
+    @property
+    def bound(self) -> Binding:
+        """`binding`, of a variant that has been called."""
+        assert self.binding is not None
+        return self.binding
+
     def is_bound(self, values: Values) -> bool:
         """Whether the binding holds for a call with these arguments."""
         return self.binding is not None and self.binding.fits(structural_tensors(self.stages.programs, values))
@@ -138,6 +144,7 @@ class Variants:
             )
         binding = bind(self.compiler, host, stages, values, self.prefetch)
         value = binding.bound[0][entry.name] if entry.kind == "bound" else values[entry]
+        assert value is not None
         return value.item() if value.numel() == 1 else value.tolist()
 
 

@@ -2,6 +2,19 @@
 
 Sizes become `Size` operands, creation operators become `full` or `row_ids`, random operators become counter-based
 draws, selections by a mask name the rows they select, copies disappear. Every derived space is entered here.
+
+Before:
+    count = torch.zeros(x.size(0))
+    noise = torch.rand_like(x)
+    return (x * noise).t().reshape(-1), count.clone()
+After:
+    %full_default = aten.full([|N|], 0, dtype=f32)   # model.py:2
+    %uniform_default = sarc.uniform(%rng, [|N|, 4], 0)   # model.py:3
+    %mul_tensor = aten.mul.Tensor(%x, %uniform_default)   # model.py:4
+    %t_default = aten.t(%mul_tensor)   # model.py:4
+    %reshape_default = aten.reshape(%t_default, [|4*N|])   # model.py:4
+Needs a captured graph with fake values; gives an untyped graph over the spaces, which gain the derived ones.
+It does nothing to an operator that has one form already.
 """
 
 from __future__ import annotations
@@ -15,10 +28,11 @@ import torch
 import torch.fx as fx
 
 from sarc.errors import UnsupportedModelError
-from sarc.ir.call import location, named_arguments, op_name
+from sarc.ir.call import location, named_arguments
 from sarc.ir.dialect import ROW_IDS, SELECT_ROWS, UNIFORM
 from sarc.ir.space import Size, Space, Spaces
 from sarc.passes.base import RANDOM, merge_common
+from sarc.passes.forward.random_values import random_value
 
 aten = torch.ops.aten
 
@@ -135,7 +149,7 @@ class Canonicalise:
         if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
             packet = target.overloadpacket
             if target in RANDOM:
-                self.env[node] = self._random(node)
+                self.env[node] = random_value(self, node)
                 return
             if packet in _FILL:
                 self.env[node] = self._fill(node, _FILL[packet])
@@ -323,7 +337,8 @@ class Canonicalise:
 
     # --- random operators
 
-    def _draw(self, shape: list) -> fx.Node:
+    def draw(self, shape: list[Any]) -> fx.Node:
+        """Uniform draws of `shape`, numbered in the order of the program."""
         if self.rng is None:
             anchor = next(iter(self.graph.nodes))
             with self.graph.inserting_before(anchor):
@@ -339,54 +354,6 @@ class Canonicalise:
         last = [n for n in self.graph.nodes if n.op == "placeholder"][-1]
         if last is not self.rng:
             last.append(self.rng)
-
-    def _random(self, node: fx.Node):
-        target, shape = node.target, None
-        val = node.meta["val"]
-        dtype = (val[0] if isinstance(val, (tuple, list)) else val).dtype
-        shape = [self.size(n) for n in (val[0] if isinstance(val, (tuple, list)) else val).shape]
-        given = named_arguments(node)
-        cast = lambda x: x if dtype == torch.float32 else self.emit(aten._to_copy.default, x, dtype=dtype)  # noqa: E731
-        if target in (aten.bernoulli.p, aten.bernoulli.default):
-            p = given["p"] if target is aten.bernoulli.p else self.arg(given["self"])
-            compare = aten.lt.Scalar if not isinstance(p, fx.Node) else aten.lt.Tensor
-            return self.emit(aten._to_copy.default, self.emit(compare, self._draw(shape), p), dtype=dtype)
-        if target is aten.native_dropout.default:
-            return self._dropout(node, shape)
-        if target in (aten.rand.default, aten.rand_like.default):
-            return cast(self._draw(shape))
-        if target is aten.uniform.default:
-            low, high = given.get("from", 0.0), given.get("to", 1.0)
-            return cast(self.emit(aten.add.Tensor, self.emit(aten.mul.Tensor, self._draw(shape), high - low), low))
-        if target in (aten.randn.default, aten.randn_like.default, aten.normal_functional.default):
-            mean, std = given.get("mean", 0.0), given.get("std", 1.0)
-            return cast(self._normal(shape, mean, std))
-        if target is aten.exponential.default:
-            rate = given.get("lambd", 1.0)
-            log = self.emit(aten.log1p.default, self.emit(aten.neg.default, self._draw(shape)))
-            return cast(self.emit(aten.mul.Tensor, log, -1.0 / rate))
-        raise UnsupportedModelError(
-            f"{location(node)}random operator {op_name(target)} has no counter-based form: expected dropout, "
-            f"bernoulli, rand, randn, uniform, normal or exponential; pass other draws (a permutation, say) as an input"
-        )
-
-    def _dropout(self, node: fx.Node, shape: list):
-        given = named_arguments(node)
-        x, p, train = self.arg(given["input"]), given["p"], given.get("train", True)
-        if not train:
-            return (x, self.emit(aten.full.default, shape, True, dtype=torch.bool))
-        keep = self.emit(aten.lt.Scalar, self._draw(shape), 1 - p)
-        scaled = self.emit(aten.mul.Tensor, self.emit(aten.mul.Tensor, x, keep), 0.0 if p == 1 else 1.0 / (1.0 - p))
-        return (scaled, keep)
-
-    def _normal(self, shape: list, mean: float, std: float) -> fx.Node:
-        """Box and Muller: sqrt(-2 log(1 - u1)) cos(2 pi u2)."""
-        log = self.emit(aten.log1p.default, self.emit(aten.neg.default, self._draw(shape)))
-        radius = self.emit(aten.sqrt.default, self.emit(aten.mul.Tensor, log, -2.0))
-        angle = self.emit(aten.cos.default, self.emit(aten.mul.Tensor, self._draw(shape), 2.0 * torch.pi))
-        value = self.emit(aten.mul.Tensor, radius, angle)
-        value = value if std == 1.0 else self.emit(aten.mul.Tensor, value, std)
-        return value if mean == 0.0 else self.emit(aten.add.Tensor, value, mean)
 
 
 def _is_zero(length: int | torch.SymInt) -> bool:

@@ -204,14 +204,14 @@ def _edge_call(
     return out
 
 
-def _remote_target(edges: EdgeProgram, values: Sequence[fx.Node]) -> str | None:
+def _remote_target(edges: EdgeProgram, values: Sequence[fx.Node]) -> str | int:
     for operand in edges.operands:
         if operand.column == edges.remote and operand.axis is not None:
             return _space(values[operand.value], operand.axis)
     result = next(r for r in edges.results if r.column == edges.remote)
     assert result.axis is not None
     dim = result.type.dims[result.axis]
-    return dim.space if isinstance(dim, Rows) else None
+    return dim.space if isinstance(dim, Rows) else dim
 
 
 def _rounds(column: ColumnMap, p: int, num_parts: int) -> list[tuple[int, int, int, int, int, int]]:
