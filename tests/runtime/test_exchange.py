@@ -24,6 +24,7 @@ class OneCapture(Pipeline):
     """Captures a layer once: only the partition differs between examples."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._front: dict[object, object] = {}
         self._back: dict[object, object] = {}
 
