@@ -181,7 +181,8 @@ def compile(
 
     Args:
         model: an ordinary single-graph module: PyG, DGL or plain torch. It is not altered; the compiled module shares
-            its parameters and buffers.
+            its parameters and buffers. Its forward, forward hooks of submodules included, runs when a call needs a new
+            capture, on a copy and without data: what hooks return counts, what they store elsewhere does not.
         partitions: from `sarc.partition` or a shard; or a number of parts or an assignment int64 [N], with which the
             graph of the first call is cut.
         spaces: for arguments whose rows cannot be told from their shapes: name -> "N", "E" or None (replicated).

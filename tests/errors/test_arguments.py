@@ -14,6 +14,8 @@ import sarc
 from sarc.errors import GraphError, OptionError, PartitionError
 from tests.errors.refusals import EDGES, PARTS, E, F, N, X, check_equal, check_golden, nothing_lost, refusal
 
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse")
+
 
 class Plain(nn.Module):
     """Every kind of argument: features, edges, edge weights, a mask over nodes, a graph number a node, anything."""
@@ -86,7 +88,6 @@ CASES: dict[str, Callable[[], tuple[tuple, dict[str, Any]]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:Sparse CSR")
 @pytest.mark.parametrize("case", CASES)
 def test_refused(case: str) -> None:
     args, kwargs = CASES[case]()

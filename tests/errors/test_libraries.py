@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import sarc
-from tests.errors.refusals import EDGES, PARTS, E, F, N, X, check_equal, check_golden, nothing_lost, refusal
+from tests.errors.refusals import EDGES, PARTS, E, F, N, X, check_equal, check_golden, nothing_lost, readable, refusal
 
 pyg = pytest.importorskip("torch_geometric.nn")
 
@@ -73,6 +73,15 @@ def test_pyg_layer_refused(case: str) -> None:
 def test_pyg_folds_work(name: str) -> None:
     model = Aggregates(getattr(pyg, name)())
     check_equal(sarc.compile(model, PARTS), model, X.abs() + 1, EDGES)
+
+
+def test_every_operator_of_a_layer_carries_the_line_of_the_model_that_calls_it() -> None:
+    compiled = sarc.compile(Convolves(pyg.GATConv(F, F)), PARTS)
+    compiled(X, EDGES).sum().backward()
+    stages = compiled._called().stages
+    for stage in ("raised", "structure", "step", "joint", "forward", "backward"):
+        lines = {node.meta["loc"] for node in stages[stage].graph.nodes if node.op == "call_function"}
+        assert {readable(line) for line in lines} == {"<test_libraries.py: return self.conv(x, edge_index)>"}, stage
 
 
 # ---- DGL -------------------------------------------------------------------------------------------------------------
