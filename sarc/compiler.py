@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sarc.codegen.build import require_compiler
 from sarc.codegen.kernels import CppKernel, compile_kernels
+from sarc.cost import program_cost
 from sarc.errors import OptionError, PartitionError
 from sarc.frontends.capture import Argument, Captured, capture, fill_results
 from sarc.frontends.check_inputs import check_arguments, check_graph, check_ranks, find_graph
@@ -73,6 +74,7 @@ class Pipeline:
     check_graph = staticmethod(check_graph)
     argument = staticmethod(argument)
     fill_results = staticmethod(fill_results)
+    cost = staticmethod(program_cost)
 
     def front(
         self,

@@ -39,23 +39,44 @@ class OpDef:
         layout: rule that gives the dimensions of the result(s) from those of the operands.
         contracts: all-reduce ("sum", "max", "min") that completes the result when a space is contracted; "" when
             the operator may not contract one.
+        stages: stages of a program that may hold the operator; empty for all of them.
     """
 
     layout: Callable[[Call], Dims | list[Dims]]
     contracts: str = ""
+    stages: tuple[str, ...] = ()
 
     @property
     def doc(self) -> str:
         """The rule in words."""
         return (self.layout.__doc__ or "").splitlines()[0]
 
+    @property
+    def work(self) -> str:
+        """What an application costs (`sarc.cost`): "view" nothing; "create" writes its result; "move" reads and writes
+        rows; "entry" also computes one number a result entry; "fold" one an operand entry; "product" a matrix product.
+        """
+        return _WORK.get(self.layout, "entry")
+
+
+_WORK: dict[object, str] = {
+    **dict.fromkeys((rules.view, rules.expand, rules.permute, rules.transpose, rules.unsqueeze), "view"),
+    **dict.fromkeys((rules.squeeze, rules.select, rules.slice_), "view"),
+    rules.created: "create",
+    **dict.fromkeys((rules.gather, rules.cat, rules.stack, rules.repeat, rules.flip, rules.select_rows), "move"),
+    **dict.fromkeys((rules.over_dims, rules.along_features, rules.reduce), "fold"),
+    rules.matmul: "product",
+}
+# Row ids and selections belong to the structure of the graph: they are bound before a step runs.
+_BOUND_ONCE = ("raised", "structure")
+
 
 TABLE: dict[object, OpDef] = {
     GATHER: OpDef(rules.gather),
     REDUCE: OpDef(rules.reduce, "sum"),
-    ROW_IDS: OpDef(rules.created),
-    SEGMENT_IDS: OpDef(rules.segment_ids),
-    SELECT_ROWS: OpDef(rules.select_rows),
+    ROW_IDS: OpDef(rules.created, stages=_BOUND_ONCE),
+    SEGMENT_IDS: OpDef(rules.segment_ids, stages=_BOUND_ONCE),
+    SELECT_ROWS: OpDef(rules.select_rows, stages=_BOUND_ONCE),
     UNIFORM: OpDef(rules.created),
     aten.full.default: OpDef(rules.created),
     aten.scalar_tensor.default: OpDef(rules.created),

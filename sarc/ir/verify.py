@@ -10,7 +10,7 @@ import torch.fx as fx
 from sarc.errors import SarcError, VerifyError
 from sarc.ir.collective import all_reduce, tuple_of
 from sarc.ir.edge_program import edge_call
-from sarc.ir.ops import infer
+from sarc.ir.ops import definition, infer
 from sarc.ir.print import format_node
 from sarc.ir.program import Program
 from sarc.ir.space import ValueType
@@ -58,6 +58,9 @@ def _check_call(program: Program, node: fx.Node) -> None:
     else:
         if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
             raise _fault(program, node, "alters its operand in place")
+        rule = definition(node.target)
+        if rule is not None and rule.stages and program.stage not in rule.stages:
+            raise _fault(program, node, f"may stand in {' and '.join(rule.stages)} programs only")
         try:
             expected = infer(node, program.spaces.copy())
         except SarcError as error:

@@ -224,8 +224,8 @@ class CompiledModule(nn.Module):
         raise PartitionError(f"part {rank} is not run by this process")
 
     def plan(self) -> Plan:
-        """What the last call exchanges, stores and keeps, in bytes; prints as a table."""
-        return make_plan(self._called().bound)
+        """What the last call exchanges, stores, keeps and computes; prints as a table."""
+        return make_plan(self._called().bound, self._compiler.cost)
 
     def _called(self) -> Variant:
         if self._last is None:

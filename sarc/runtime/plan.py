@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch.fx as fx
 
@@ -55,6 +57,7 @@ class Plan:
         edges: its edge programs, in order.
         saved: name, type and bytes of each value kept between forward and backward.
         all_reduces: number and payload bytes of one part's all-reduces, by stage.
+        work: formulas of the operations and bytes that the whole graph costs, by stage (`sarc.cost.Cost`).
     """
 
     num_parts: int
@@ -63,6 +66,7 @@ class Plan:
     edges: tuple[EdgePlan, ...]
     saved: tuple[tuple[str, str, int], ...]
     all_reduces: dict[str, tuple[int, int]]
+    work: dict[str, Any]
 
     @property
     def sent_bytes(self) -> int:
@@ -96,11 +100,13 @@ class Plan:
             lines.append(f"  saved    %{name}: {type_}, {size} B")
         for stage, (count, size) in self.all_reduces.items():
             lines.append(f"  {stage:8} {count} all-reduces, {size} B a part")
+        for stage, cost in self.work.items():
+            lines.append(f"  {stage:8} operations {cost.flops}; bytes moved {cost.nbytes} (whole graph)")
         return "\n".join(lines)
 
 
-def make_plan(binding: Binding) -> Plan:
-    """The plan of a bound variant."""
+def make_plan(binding: Binding, cost: Callable[[Program], Any]) -> Plan:
+    """The plan of a bound variant; `cost` gives the formulas of a program."""
     states = binding.order.states
     edges: list[EdgePlan] = []
     reduces: dict[str, tuple[int, int]] = {}
@@ -122,6 +128,7 @@ def make_plan(binding: Binding) -> Plan:
         tuple(edges),
         tuple(saved),
         reduces,
+        {stage: cost(program) for stage, program in binding.programs.items()},
     )
 
 
