@@ -2,8 +2,8 @@
 
 Formulas count what the reference backend does: every operator reads its operands and writes its result, views are
 free, an edge program reads a row for each gather and evaluates its body once an edge. In words, a matrix product of
-[n, k] and [k, m] costs 2 n k m operations, a pointwise operator one for each entry of its result, a reduction or softmax
-one for each entry of its operand.
+[n, k] and [k, m] costs 2 n k m operations, a pointwise operator one for each entry of its result, a reduction or
+softmax one for each entry of its operand.
 """
 
 from __future__ import annotations
