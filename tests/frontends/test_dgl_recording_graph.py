@@ -615,7 +615,7 @@ def reduce_with(function: Callable[[Any], Any]) -> Callable[[RecordingGraph], An
 
 
 REFUSALS: dict[str, tuple[Callable[[RecordingGraph], Any], str]] = {
-    "adj": (lambda g: g.adj(), "DGLGraph.adj is not supported .*update_all"),
+    "adj": (lambda g: g.adj(), "DGLGraph.adj is not supported: .*update_all"),
     "unknown": (lambda g: g.frobnicate, "DGLGraph.frobnicate is not supported"),
     "query": (lambda g: g.has_edges_between(0, 1), "DGLGraph.has_edges_between .*before the model"),
     "send_and_recv": (lambda g: g.send_and_recv([0], None, None), "DGLGraph.send_and_recv .*mask"),
