@@ -6,6 +6,7 @@ That is: outputs, the gradient of every parameter and of every float input, and 
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -89,6 +90,7 @@ def test_draws_do_not_depend_on_the_number_of_parts(name: str) -> None:
     (one, one_draws), (many, many_draws) = found
     assert len(one_draws) == len(many_draws) > 0
     assert all(torch.equal(a, b) for a, b in zip(one_draws, many_draws, strict=True))
+    assert not any(a.shape == b.shape and torch.equal(a, b) for a, b in itertools.combinations(one_draws, 2))
     error, what = worst(many, one)
     assert error <= 1e-12, what
 
