@@ -29,6 +29,10 @@ import sarc.data
 from sarc.partition import ranks_of_process
 
 
+# The GCN and GAT papers divide the word counts of the citation graphs by their sum.
+ROW_NORMALISED = ("cora", "citeseer")
+
+
 @dataclass(frozen=True)
 class Rows:
     """What this process calls the model and the losses with: its owned rows, or all rows in a single process.
@@ -116,7 +120,7 @@ def prepare_rows(options: argparse.Namespace, rank: int, world: int) -> Rows:
         data = sarc.data.labelled_graph(options.nodes, seed=0)
     else:
         data = sarc.data.load(options.data)
-    x = normalise_counts(data.x)
+    x = normalise_rows(data.x) if data.name in ROW_NORMALISED else data.x
     masks = {"train": data.train_mask, "val": data.val_mask, "test": data.test_mask}
     num_parts = options.parts or (world if dist.is_initialized() else 4)
     parts = sarc.partition(
@@ -135,10 +139,8 @@ def prepare_rows(options: argparse.Namespace, rank: int, world: int) -> Rows:
     return Rows(shard.graph, shard.x, shard.y, masks, shard.partitions, data.num_classes)
 
 
-def normalise_counts(x: Tensor) -> Tensor:
-    """Rows of x float [N, F] divided by their sum where x holds counts (nothing negative); otherwise x itself."""
-    if bool((x < 0).any()):
-        return x
+def normalise_rows(x: Tensor) -> Tensor:
+    """Rows of x float [N, F], word counts, divided by their sum."""
     return x / x.sum(dim=1, keepdim=True).clamp(min=1)
 
 
