@@ -28,7 +28,6 @@ import sarc
 import sarc.data
 from sarc.partition import ranks_of_process
 
-
 # The GCN and GAT papers divide the word counts of the citation graphs by their sum.
 ROW_NORMALISED = ("cora", "citeseer")
 
