@@ -43,6 +43,8 @@ class Stages:
         captured: structure of the user's result and what the capture asked for.
         programs: by stage: "raised", "structure", "step", then "joint", "forward" and "backward" when gradients are
             asked for; "forward" alone otherwise.
+        captured_answers: Python numbers taken from structural tensors that the capture has baked in; a variant that has
+            any is captured again when the structure changes.
     """
 
     captured: Captured

@@ -113,7 +113,7 @@ class _Kernel(Lowering):
         return self.nest(value.dims, body)
 
     def _arguments(self) -> list[str]:
-        """Declarations that unpack the launcher's pointers; `POINTERS` of the runtime gives their order."""
+        """Declarations that unpack the launcher's pointers, in the order in which `CppKernel` packs them."""
         lines = [
             "const int64_t* __restrict bounds = (const int64_t*)p[0];",
             "const int64_t* __restrict starts = (const int64_t*)p[1];",
