@@ -17,7 +17,7 @@ from pathlib import Path
 from sarc.errors import CodegenError
 
 FLAGS = (
-    "-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math",
+    "-O3", "-march=native", "-mprefer-vector-width=512", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math",
     "-ffp-contract=fast", "-fno-signed-zeros",
 )  # fmt: skip
 

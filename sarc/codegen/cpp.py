@@ -1,25 +1,40 @@
-"""C++ emitter: an EdgeProgram as OpenMP loops over rows and their edges.
+"""C++ emitter: an EdgeProgram as OpenMP loops over rows, blocks of their edges, and features.
 
-A kernel visits the edges of a block grouped by one column (its rows). Values that depend on the row alone are computed
-once a row, folds to the row stay in local arrays until the row ends, everything else is computed edge by edge in loops
-over constant feature sizes that the compiler vectorises. Rows are split between threads by edges, in chunks of a fixed
-number of edges, so results do not depend on the number of threads.
+Rows are split between threads by edges, in chunks of a fixed number of edges, so results do not depend on the number of
+threads. Folds to the row stay in local arrays until the row ends. What a body computes when is decided in `body.py`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
+import torch.fx as fx
 
-from sarc.codegen.expression import C_TYPES
-from sarc.codegen.lower import Lowering, Value
-from sarc.codegen.views import Index, NoKernel
-from sarc.ir.call import op_name
-from sarc.ir.edge_program import EdgeProgram
+from sarc.codegen.body import Body, features, width
+from sarc.codegen.expression import C_TYPES, STORED_WIDE, literal, stored_type
+from sarc.codegen.lower import BLOCK, Loop, Lowering, Value, spell
+from sarc.codegen.prelude import PRELUDE
+from sarc.codegen.views import Index
+from sarc.ir.dialect import start_value
+from sarc.ir.edge_program import EdgeProgram, fold_to_rows
 
-aten = torch.ops.aten
+AHEAD, AHEAD_NARROW = 8, 32
+LINE = 64
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Narrow operands gathered by one column, side by side in the rows of one table.
+
+    Attributes:
+        operands: (operand, first feature) pairs.
+        width: features of a row: a power of two, so that a row lies in one cache line.
+    """
+
+    operands: tuple[tuple[int, int], ...]
+    width: int
 
 
 @dataclass(frozen=True)
@@ -31,136 +46,335 @@ class Source:
         text: the translation unit.
         order: index of the column that groups the edges, or None for edge order.
         results: indices of the program's results that this kernel makes.
+        packs: tables it reads instead of the operands that they hold.
+        draws: whether it reads row keys.
+        positions: whether it reads or writes edge rows in the order of another traversal.
     """
 
     name: str
     text: str
     order: int | None
     results: tuple[int, ...]
+    packs: tuple[Pack, ...]
+    draws: bool
 
 
-def emit(program: EdgeProgram) -> list[Source]:
-    """The kernels of a program: one for each column it folds through (one in edge order when it folds to none).
+def emit(
+    program: EdgeProgram, order: int | None, results: tuple[int, ...], scratch: frozenset[int] = frozenset()
+) -> Source:
+    """The kernel of some results of a program, in the order of one column.
+
+    Args:
+        order: the column whose rows the kernel visits, or None for edges in their own order.
+        results: all of them folds to that column, contractions, stores, or values of its rows.
+        scratch: operands and (as -1 - k) results that are edge rows in the order of the first traversal.
 
     Raises:
         NoKernel: an operator of the body has no scalar form.
     """
-    columns = list(dict.fromkeys(r.column for r in program.results if r.kind == "reduce"))
-    orders: list[int | None] = list(columns) or [None]
-    rest = [k for k, r in enumerate(program.results) if r.kind != "reduce"]
-    sources = []
-    for number, order in enumerate(orders):
-        mine = [k for k, r in enumerate(program.results) if r.kind == "reduce" and r.column == order]
-        sources.append(_Kernel(program, order, tuple(mine + (rest if number == 0 else []))).run())
-    return sources
+    return _Kernel(Body(program, order, results), scratch).run()
 
 
 class _Kernel(Lowering):
     """One kernel: the lowered body between its loops and folds."""
 
+    def __init__(self, body: Body, scratch: frozenset[int]):
+        super().__init__(body)
+        self.order, self.results, self.scratch = body.order, body.results, scratch
+        self.load: list[str] = []
+        self.edge_pointers: dict[str, str] = {}
+        self.prefetched: set[str] = set()
+        self.packs = self._packs()
+        self.packed = {k: (p, at) for p, pack in enumerate(self.packs) for k, at in pack.operands}
+
     def run(self) -> Source:
-        self.lower()
-        folds, begin, end = self._folds()
-        text = _UNIT.format(
-            about=", ".join([f"{self.program.name} over {self.program.space}", *filter(None, [self.program.loc])]),
-            arguments="\n".join(self._arguments()),
-            loop=self._loop(folds, begin, end),
+        text = PRELUDE + _UNIT.format(
+            about=", ".join(filter(None, [f"{self.program.name} over {self.program.space}", self.program.loc])),
+            loop=_indent(self._chunk()),
+            arguments=_indent(self._arguments(), 1),
         )
-        return Source("sarc_launch", text, self.order, self.results)
+        return Source("sarc_launch", text, self.order, self.results, self.packs, bool(self.pointers))
 
-    def _folds(self) -> tuple[list[str], list[str], list[str]]:
-        """Statements of each edge, of each row's (or chunk's) start, and of its end."""
-        edge: list[str] = []
-        begin: list[str] = []
-        end: list[str] = []
-        for k in self.results:
-            result, node = self.program.results[k], self.returned[k]
-            if result.kind == "contract":
-                if node.target is not aten.sum.dim_IntList:
-                    raise NoKernel(f"contraction by {op_name(node.target)}")
-                source = self.values[node.args[0]]
-                axes = [a % len(source.dims) for a in node.args[1]]
-                if axes != [self.row_axis(source.dims)]:
-                    raise NoKernel("contraction of rows and features")
-                value = source
-            else:
-                value = self.values[node]
-            kind, size = C_TYPES[node.meta["type"].dtype], max(math.prod(self.features(value.dims)), 1)
-            if result.kind == "store":
-                edge += [f"{{ {kind}* __restrict out = y{k} + int64_t(e) * {size};"]
-                edge += [*self._statement(value, "out", "{0} = {1};"), "}"]
+    # --- operands
+
+    def _packs(self) -> tuple[Pack, ...]:
+        """Narrow operands of one type that one other column gathers, where there are several."""
+        found: dict[tuple, list[tuple[int, int]]] = {}
+        for k, node in enumerate(self.body.placeholders):
+            operand = self.program.operands[k]
+            if node not in self.body.nodes or operand.column in (None, self.order) or self.body.is_wide(node):
                 continue
-            combine = {"sum": "{0} += {1};", "amax": "{0} = sarc_max({0}, {1});", "amin": "{0} = sarc_min({0}, {1});"}
-            update = combine[result.fold if result.kind == "reduce" else "sum"]
-            acc = f"a{k}"
-            edge += self._statement(value, acc, update)
-            flat = f"for (int i = 0; i < {size}; ++i)"
-            if result.kind == "reduce":
-                begin += [f"{kind} {acc}[{size}];", f"{kind}* __restrict {acc}_to = y{k} + int64_t(target) * {size};"]
-                begin += [f"{flat} {acc}[i] = {acc}_to[i];"]
-                end += [f"{flat} {acc}_to[i] = {acc}[i];"]
-            else:
-                begin += [f"//chunk {kind} {acc}[{size}] = {{}};"]
-                end += [f"//chunk {flat} y{k}[chunk * {size} + i] = {acc}[i];"]
-        return edge, begin, end
+            group = found.setdefault((operand.column, operand.type.dtype), [])
+            first = sum(width(self.body.placeholders[j]) for j, _ in group)
+            group.append((k, first))
+        packs = []
+        for group in found.values():
+            total = sum(width(self.body.placeholders[j]) for j, _ in group)
+            if len(group) > 1:
+                packs.append(Pack(tuple(group), 1 << (total - 1).bit_length()))
+        return tuple(packs)
 
-    def _statement(self, value: Value, array: str, form: str) -> list[str]:
-        """Loops over a value's features around one statement; `form` takes the array's element and the value's."""
-
-        def body(index: Index) -> str:
-            return form.format(f"{array}[{self.linear(index, value.dims)}]", value.element(index))
-
-        return self.nest(value.dims, body)
+    def _leaf(self, node: fx.Node) -> Value:
+        k = self.body.placeholders.index(node)
+        operand, size = self.program.operands[k], width(node)
+        self.compute_type(operand.type.dtype)
+        if operand.axis is None:
+            return self.memory(f"x{k}", node)
+        kind = stored_type(operand.type.dtype)
+        if node in self.body.in_row:
+            line = f"const {kind}* __restrict x{k}_at = x{k} + int64_t(target) * {size};"
+            self.row.setdefault(0, []).insert(0, line)
+            return self.memory(f"x{k}_at", node)
+        if operand.column is not None:
+            where = f"c{operand.column}[k]"
+        else:
+            where = "positions[k]" if k in self.scratch else "edges[k]"
+        if self.body.is_wide(node):
+            pointer = f"x{k}_at"
+            self.edge_pointers[pointer] = f"const {kind}* __restrict {pointer} = x{k} + int64_t({where}) * {size};"
+            if operand.column is not None and k not in self.prefetched:
+                self.prefetched.add(k)
+                nbytes = size * operand.type.dtype.itemsize
+                ahead = f"(const char*)(x{k} + int64_t({where.replace('[k]', f'[k + {AHEAD}]')}) * {size})"
+                self.edge_pointers[f"{pointer} ahead"] = (
+                    f"for (int b = 0; b < {nbytes}; b += {LINE}) __builtin_prefetch({ahead} + b);"
+                )
+            return self.memory(pointer, node)
+        table, first = f"x{k}", 0
+        if k in self.packed:
+            pack, first = self.packed[k]
+            table, size = f"pack{pack}", self.packs[pack].width
+        pointer = f"{table}_at"
+        line = f"const {kind}* __restrict {pointer} = {table} + int64_t({where}) * {size};"
+        if line not in self.load:
+            self.load.append(line)
+            if operand.column is not None:
+                ahead = where.replace("[k]", f"[k + {AHEAD_NARROW}]")
+                self.load.append(f"__builtin_prefetch({table} + int64_t({ahead}) * {size});")
+        array = self.new_array(node)
+        source = self.memory(pointer, node)
+        assert array.flat is not None and source.flat is not None
+        for i in range(width(node)):
+            self.load.append(f"{array.flat(str(i))} = {source.flat(str(first + i))};")
+        return array
 
     def _arguments(self) -> list[str]:
         """Declarations that unpack the launcher's pointers, in the order in which `CppKernel` packs them."""
-        lines = [
-            "const int64_t* __restrict bounds = (const int64_t*)p[0];",
-            "const int64_t* __restrict starts = (const int64_t*)p[1];",
-            "const int32_t* __restrict targets = (const int32_t*)p[2];",
-            "const int32_t* __restrict edges = (const int32_t*)p[3];",
-            "const int64_t* __restrict keys = (const int64_t*)p[4];",
-            "const int64_t chunks = n[0], seed = n[1], step = n[2];",
-            "(void)starts; (void)targets; (void)edges; (void)keys; (void)seed; (void)step;",
-        ]
-        at = 5
+        names = [
+            ("int64_t", "bounds"), ("int64_t", "starts"), ("int32_t", "targets"), ("int32_t", "slots"),
+            ("int32_t", "edges"), ("int32_t", "positions"), ("int64_t", "keys"),
+        ]  # fmt: skip
         columns = sorted(self.program.columns_used("gather") | self.program.columns_used("reduce"))
-        for c in columns:
-            lines.append(f"const int32_t* __restrict c{c} = (const int32_t*)p[{at}]; (void)c{c};")
-            at += 1
-        for k, operand in enumerate(self.program.operands):
-            kind = C_TYPES.get(operand.type.dtype, "char")
-            lines.append(f"const {kind}* __restrict x{k} = (const {kind}*)p[{at}]; (void)x{k};")
-            at += 1
+        names += [("int32_t", f"c{c}") for c in columns]
+        names += [(stored_type(o.type.dtype) if o.type.dtype in C_TYPES else "char", f"x{k}")
+                  for k, o in enumerate(self.program.operands)]  # fmt: skip
+        names += [(stored_type(self.program.operands[p.operands[0][0]].type.dtype), f"pack{i}")
+                  for i, p in enumerate(self.packs)]  # fmt: skip
+        lines = [f"const {t}* __restrict {name} = (const {t}*)p[{at}]; (void){name};" for at, (t, name) in enumerate(names)]
+        at = len(names)
         for k in self.results:
-            kind = C_TYPES[self.program.results[k].type.dtype]
+            kind = stored_type(self.program.results[k].type.dtype)
             lines.append(f"{kind}* __restrict y{k} = ({kind}*)p[{at}];")
-            at += 1
+            lines.append(f"{kind}* __restrict part{k} = ({kind}*)p[{at + 1}]; (void)part{k};")
+            at += 2
+        lines.append("const int64_t chunks = n[0], seed = n[1], step = n[2], fresh = n[4];")
+        lines.append("(void)seed; (void)step; (void)fresh;")
         return lines
 
-    def _loop(self, folds: list[str], begin: list[str], end: list[str]) -> str:
-        chunk_begin = [b.removeprefix("//chunk ") for b in begin if b.startswith("//chunk ")]
-        chunk_end = [b.removeprefix("//chunk ") for b in end if b.startswith("//chunk ")]
-        begin = [b for b in begin if not b.startswith("//chunk ")]
-        end = [b for b in end if not b.startswith("//chunk ")]
-        columns = sorted(self.program.columns_used("gather"))
-        read = [f"const int32_t j{c} = c{c}[k]; (void)j{c};" for c in columns if c != self.order]
-        per_edge = ["const int32_t e = edges[k]; (void)e;", *read, *self.edge, *folds]
-        if self.order is None:
-            body = ["for (int64_t k = bounds[chunk]; k < bounds[chunk + 1]; ++k) {", *self.row, *per_edge, "}"]
+    # --- folds
+
+    def _folds(self, sweep: int) -> list[tuple[fx.Node, str, str]]:
+        """(value, accumulator, fold) of everything folded in a sweep: results and the row's own folds."""
+        found = []
+        for k in self.results:
+            root, result = self.body.roots[k], self.program.results[k]
+            if result.kind in ("reduce", "contract") and self.body.passes[root] == sweep:
+                found.append((root, f"a{k}", result.fold if result.kind == "reduce" else "sum"))
+        for node in self.body.nodes:
+            if node.target is fold_to_rows and self.body.passes[node] == sweep + 1:
+                found.append((node.args[0], self._fold_name(node), node.args[3]))
+        return found
+
+    def _fold_name(self, node: fx.Node) -> str:
+        return f"f{self.body.nodes.index(node)}"
+
+    def _fold(self, root: fx.Node, acc: str, fold: str) -> list[str | Loop]:
+        """Statements that fold an edge value of a block (narrow) or of one edge (wide)."""
+        value, op = self.value(root), {"sum": "sum", "amax": "max", "amin": "min"}[fold]
+        if root in self.body.in_row or self.body.is_wide(root):
+            form = "{0} += {1};" if op == "sum" else f"{{0}} = sarc_{op}({{0}}, {{1}});"
+            update = lambda at: form.format(f"{acc}[{self.linear(at, value.dims)}]", value.element(at))  # noqa: E731
+            loop = self.nest(value.dims, update)
+            return ["for (int q = 0; q < count; ++q) {", loop, "}"] if root in self.body.in_row else [loop]
+        name, size = self.names.get(root, ""), width(root)
+        if not name:  # a view of an array, or an expression
+            name = self._copy(root, value)
+        loop = f"for (int i = 0; i < {size}; ++i) "
+        if op == "sum":
+            return [f"{loop}{acc}[i] += sarc_sum_of({name} + i * {BLOCK}, count);"]
+        return [f"{loop}{acc}[i] = sarc_{op}_of({name} + i * {BLOCK}, count, {acc}[i]);"]
+
+    def _copy(self, root: fx.Node, value: Value) -> str:
+        array = self.new_array(root)
+        self.code += self.over_block(value.dims, lambda at: f"{array.element(at)} = {value.element(at)};")
+        self.values[root] = array
+        return self.names[root]
+
+    def _stores(self, phase: int, sweep: int) -> list[str | Loop]:
+        """Statements that store edge rows: of a block (narrow) or of one edge (wide)."""
+        lines: list[str | Loop] = []
+        for k in self.results:
+            root, result = self.body.roots[k], self.program.results[k]
+            if result.kind != "store" or self.body.passes[root] != sweep or self.body.fold_phase(root) != phase:
+                continue
+            value, size = self.value(root), width(root)
+            where = "k" if -1 - k in self.scratch else "edges[k]"
+            kind = stored_type(result.type.dtype)
+            wrap = "sarc_round({})" if result.type.dtype in STORED_WIDE else "{}"
+            put = lambda at, v=value, wrap=wrap: f"out[{self.linear(at, v.dims)}] = {wrap.format(v.element(at))};"  # noqa: E731
+            one: list[str | Loop] = [f"{{ {kind}* __restrict out = y{k} + int64_t({where}) * {size};", self.nest(value.dims, put), "}"]
+            lines += one if phase % 2 else ["for (int q = 0; q < count; ++q) {", "const int64_t k = k0 + q;", *one, "}"]
+        return lines
+
+    # --- loops
+
+    def _sweep(self, sweep: int) -> list[str]:
+        """The blocks of a row, once."""
+        body = self.body
+        edge_nodes = [n for n in body.nodes if n not in body.in_row]
+        folds = self._folds(sweep)
+        last = max([body.phases[n] for n in edge_nodes] + [body.fold_phase(r) for r, _, _ in folds] + [0]) + 1
+        blocks: list[str] = []
+        for phase in range(last + 1):
+            for earlier in range(sweep):
+                blocks += self._again(earlier, phase)
+            mine = [n for n in edge_nodes if body.passes[n] == sweep and body.phases[n] == phase]
+            now = [f for f in folds if body.fold_phase(f[0]) == phase]
+            if phase % 2:
+                blocks += self._wide_loop([n for n in mine if body.sinks(n)], now, phase, sweep)
+            else:
+                blocks += self._narrow_part([n for n in mine if not body.is_wide(n) and not body.sinks(n)], now, phase, sweep)
+        return blocks
+
+    def _narrow_part(self, nodes: list[fx.Node], folds: list, phase: int, sweep: int) -> list[str]:
+        self.load, self.code = [], []
+        for node in nodes:
+            self.value(node)
+        made, load = spell(self.code), self.load
+        self._replays[sweep, phase] = _loop_over_edges(load) + made
+        self.code = []
+        for fold in folds:
+            self.code += self._fold(*fold)
+        self.code += self._stores(phase, sweep)
+        return _loop_over_edges(load) + made + spell(self.code)
+
+    def _wide_loop(self, sinks: list[fx.Node], folds: list, phase: int, sweep: int) -> list[str]:
+        """One visit of a block's edges: wide values, what narrow values they give, and what they fold into."""
+        self._wide_sinks[sweep, phase] = sinks
+        self.code, self.edge_pointers = [], {}
+        self.edge_values.clear()
+        for node in sinks:
+            self.values.pop(node, None)
+            self.value(node)
+        for fold in folds:
+            self.code += self._fold(*fold)
+        self.code += self._stores(phase, sweep)
+        return _loop_over_edges([*self.edge_pointers.values(), *spell(self.code)]) if self.code else []
+
+    def _again(self, sweep: int, phase: int) -> list[str]:
+        """What an earlier sweep computed, again: only where the row has several blocks."""
+        if phase % 2:
+            sinks = self._wide_sinks.get((sweep, phase), [])
+            lines = self._wide_loop(sinks, [], phase, -1) if sinks else []
         else:
-            body = [
+            lines = self._replays.get((sweep, phase), [])
+        return ["if (many) {", *lines, "}"] if lines else []
+
+    def _chunk(self) -> list[str]:
+        self._replays: dict[tuple[int, int], list[str]] = {}
+        self._wide_sinks: dict[tuple[int, int], list[fx.Node]] = {}
+        body = self.body
+        own = [n for n in body.nodes if n.target is fold_to_rows]
+        for node in own:
+            name, dims = self._fold_name(node), node.meta["type"].dims
+            self.values[node] = Value(
+                lambda at, name=name, dims=dims: f"{name}[{self.linear(at, dims)}]", dims, True,
+                lambda i, name=name: f"{name}[{i}]",
+            )  # fmt: skip
+        sweeps = max([body.passes[n] for n in body.nodes] + [0]) + 1
+        begin, end = [], []
+        chunk_begin, chunk_end = [], []
+        for k in self.results:
+            result, root = self.program.results[k], body.roots[k]
+            kind, size = C_TYPES[result.type.dtype], max(math.prod(features(result.type.dims)), 1)
+            flat = f"for (int i = 0; i < {size}; ++i)"
+            load, store = ("sarc_load({})", "sarc_round({})") if result.type.dtype in STORED_WIDE else ("{}", "{}")
+            if result.kind == "reduce":
+                start = literal(start_value(result.fold, result.type.dtype), result.type.dtype)
+                chunk_begin.append(f"alignas(64) {kind} a{k}[{size}];")
+                where = f"slot < 0 ? y{k} + int64_t(target) * {size} : part{k} + int64_t(slot) * {size}"
+                begin.append(f"{stored_type(result.type.dtype)}* __restrict a{k}_to = {where};")
+                begin.append(f"if (fresh || slot >= 0) {flat} a{k}[i] = {start};")
+                begin.append(f"else {flat} a{k}[i] = {load.format(f'a{k}_to[i]')};")
+                end.append(f"{flat} a{k}_to[i] = {store.format(f'a{k}[i]')};")
+            elif result.kind == "contract":
+                chunk_begin.append(f"alignas(64) {kind} a{k}[{size}] = {{}};")
+                chunk_end.append(f"{flat} y{k}[chunk * {size} + i] = a{k}[i];")
+        for node in own:
+            type_, name = node.meta["type"], self._fold_name(node)
+            size, kind = max(width(node), 1), C_TYPES[type_.dtype]
+            chunk_begin.append(f"alignas(64) {kind} {name}[{size}];")
+            start = literal(start_value(node.args[3], type_.dtype), type_.dtype)
+            begin.append(f"for (int i = 0; i < {size}; ++i) {name}[i] = {start};")
+        swept = []
+        for sweep in range(sweeps):
+            blocks = self._sweep(sweep)
+            if blocks:
+                blocks = [
+                    f"for (int64_t k0 = first; k0 < last; k0 += {BLOCK}) {{",
+                    f"const int count = last - k0 < {BLOCK} ? int(last - k0) : {BLOCK}, padded = (count + 15) & ~15;",
+                    "(void)padded;",
+                    *blocks,
+                    "}",
+                ]
+            swept.append(blocks)
+        end = self._row_results() + end
+        rows: list[str] = []
+        for sweep in range(sweeps):
+            rows += [*self.row.get(sweep, []), *swept[sweep]]
+        edges = ["(void)edges; (void)positions; (void)keys;"]
+        if self.order is None:
+            body_lines = ["const int64_t first = bounds[chunk], last = bounds[chunk + 1];", *rows]
+        else:
+            body_lines = [
                 "for (int64_t r = bounds[chunk]; r < bounds[chunk + 1]; ++r) {",
-                "const int32_t target = targets[r];",
+                "const int32_t target = targets[r], slot = slots[r];",
+                "const int64_t first = starts[r], last = starts[r + 1];",
+                "const bool many = last - first > 64; (void)many; (void)slot;",
                 *begin,
-                *self.row,
-                "for (int64_t k = starts[r]; k < starts[r + 1]; ++k) {",
-                *per_edge,
-                "}",
+                *rows,
                 *end,
                 "}",
             ]
-        return _indent([*chunk_begin, *body, *chunk_end])
+        return [*edges, *chunk_begin, *self.declared, *body_lines, *chunk_end]
+
+    def _row_results(self) -> list[str]:
+        """Statements that write the values of a row that are results."""
+        lines: list[str] = []
+        for k in self.results:
+            result, root = self.program.results[k], self.body.roots[k]
+            if result.kind != "rows":
+                continue
+            value, size = self.value(root), width(root)
+            kind = stored_type(result.type.dtype)
+            wrap = "sarc_round({})" if result.type.dtype in STORED_WIDE else "{}"
+            put = lambda at, v=value, wrap=wrap: f"out[{self.linear(at, v.dims)}] = {wrap.format(v.element(at))};"  # noqa: E731
+            lines += [f"{{ {kind}* __restrict out = y{k} + int64_t(target) * {size};", *self.nest(value.dims, put).lines(), "}"]
+        return lines
+
+
+def _loop_over_edges(lines: list[str]) -> list[str]:
+    return ["for (int q = 0; q < count; ++q) {", "const int64_t k = k0 + q; (void)k;", *lines, "}"] if lines else []
 
 
 def _indent(lines: list[str], depth: int = 2) -> str:
@@ -179,39 +393,10 @@ def _indent(lines: list[str], depth: int = 2) -> str:
     return "\n".join(out)
 
 
-_UNIT = """// {about}
-#include <cmath>
-#include <cstdint>
-#include <limits>
-
-// Like torch: a NaN operand gives NaN.
-template <class T> static inline T sarc_max(T a, T b) {{ return (a > b || a != a) ? a : b; }}
-template <class T> static inline T sarc_min(T a, T b) {{ return (a < b || a != a) ? a : b; }}
-
-// Philox4x32-10 (Salmon et al., SC 2011): four uniform draws a block, keyed by (seed, step, op, row key, block).
-static inline void sarc_uniform(int64_t key, int blocks, uint32_t op, int64_t seed, int64_t step, float* out) {{
-  for (int b = 0; b < blocks; ++b) {{
-    uint32_t c0 = b, c1 = uint32_t(key), c3 = uint32_t(step);
-    uint32_t c2 = (uint32_t(key >> 32) & 0xFFFFu) << 16 | (op & 0xFFFFu);
-    uint32_t k0 = uint32_t(seed), k1 = uint32_t(uint64_t(seed) >> 32);
-    for (int round = 0; round < 10; ++round) {{
-      const uint64_t p0 = uint64_t(c0) * 0xD2511F53u, p1 = uint64_t(c2) * 0xCD9E8D57u;
-      c0 = uint32_t(p1 >> 32) ^ c1 ^ k0;
-      c1 = uint32_t(p1);
-      c2 = uint32_t(p0 >> 32) ^ c3 ^ k1;
-      c3 = uint32_t(p0);
-      k0 += 0x9E3779B9u;
-      k1 += 0xBB67AE85u;
-    }}
-    out[4 * b] = (c0 >> 8) * (1.0f / 16777216.0f);
-    out[4 * b + 1] = (c1 >> 8) * (1.0f / 16777216.0f);
-    out[4 * b + 2] = (c2 >> 8) * (1.0f / 16777216.0f);
-    out[4 * b + 3] = (c3 >> 8) * (1.0f / 16777216.0f);
-  }}
-}}
-
+_UNIT = """
+// {about}
 extern "C" void sarc_launch(void** p, const int64_t* n) {{
-  {arguments}
+{arguments}
 #pragma omp parallel for schedule(dynamic, 1) num_threads(int(n[3]))
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {{
 {loop}

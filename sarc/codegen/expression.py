@@ -15,11 +15,19 @@ aten = torch.ops.aten
 C_TYPES = {
     torch.float32: "float",
     torch.float64: "double",
+    torch.bfloat16: "float",
     torch.int64: "int64_t",
     torch.int32: "int32_t",
     torch.bool: "bool",
     torch.uint8: "uint8_t",
 }
+STORED_WIDE = {torch.bfloat16: "sarc_bf16"}
+"""Types that memory holds narrower than kernels compute."""
+
+
+def stored_type(dtype: torch.dtype) -> str:
+    """The C++ type of an element in memory."""
+    return STORED_WIDE.get(dtype) or C_TYPES[dtype]
 
 
 def literal(value, dtype: torch.dtype) -> str:
@@ -28,7 +36,7 @@ def literal(value, dtype: torch.dtype) -> str:
         return "true" if value else "false"
     if dtype.is_floating_point:
         value = float(value)
-        suffix = "f" if dtype == torch.float32 else ""
+        suffix = "f" if C_TYPES[dtype] == "float" else ""
         kind = C_TYPES[dtype]
         if math.isnan(value):
             return f"std::numeric_limits<{kind}>::quiet_NaN()"
@@ -60,7 +68,7 @@ _COMPARE = {
 }
 _UNARY = {
     "neg": "(-{0})",
-    "exp": "std::exp({0})",
+    "exp": "sarc_exp({0})",
     "expm1": "std::expm1({0})",
     "log": "std::log({0})",
     "log1p": "std::log1p({0})",
@@ -69,7 +77,7 @@ _UNARY = {
     "reciprocal": "({one} / {0})",
     "abs": "std::fabs({0})",
     "tanh": "std::tanh({0})",
-    "sigmoid": "({one} / ({one} + std::exp(-{0})))",
+    "sigmoid": "({one} / ({one} + sarc_exp(-{0})))",
     "relu": "sarc_max({0}, {zero})",
     "sin": "std::sin({0})",
     "cos": "std::cos({0})",

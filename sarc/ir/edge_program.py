@@ -43,11 +43,12 @@ class Result:
     """What becomes of one output of the body.
 
     Attributes:
-        kind: "reduce" (fold to the rows that `column` names), "contract" (the body's value is a share of a replicated
-            value) or "store" (edge rows).
-        fold: "sum" | "amax" | "amin" for a reduce; "sum" | "max" | "min" for a contract; "" for a store.
-        column: index into the call's columns for a reduce, else None.
-        axis: axis of the folded rows (reduce) or of the edge rows (store).
+        kind: "reduce" (fold to the rows that `column` names), "rows" (the body's value has those rows already: it is
+            made of its own folds), "contract" (the body's value is a share of a replicated value) or "store" (edge
+            rows).
+        fold: "sum" | "amax" | "amin" for a reduce; "sum" | "max" | "min" for a contract; else "".
+        column: index into the call's columns for a reduce and for rows, else None.
+        axis: axis of the folded rows (reduce, rows) or of the edge rows (store).
         type: type of the whole result.
     """
 
@@ -91,12 +92,18 @@ class EdgeProgram:
         entries: Sequence[Operand | Result] = self.operands if kind == "gather" else self.results
         return {e.column for e in entries if e.column is not None}
 
+    @property
+    def own_columns(self) -> tuple[int, ...]:
+        """Columns through which the body folds to rows that it reads itself: a block holds every edge of such rows."""
+        return tuple(dict.fromkeys(n.args[1] for n in self.body.nodes if n.target is fold_to_rows))
+
     def run_block(
         self,
         operands: Sequence[Tensor],
         local: Mapping[str, int],
         total: Mapping[str, int],
         keys: Mapping[str, Tensor] | None = None,
+        columns: Mapping[int, Tensor] | None = None,
     ) -> list[Tensor]:
         """The body on one block of rows.
 
@@ -105,6 +112,8 @@ class EdgeProgram:
             local: local size of every space; that of the edge space is the block's length.
             total: size of every space in the whole graph.
             keys: row keys of the block under the edge space's name, for random draws.
+            columns: positions that the columns of the body's own folds name, where it has such folds: the block then
+                holds every edge of its rows.
         """
         env = dict(zip((n for n in self.body.nodes if n.op == "placeholder"), operands, strict=True))
         for node in self.body.nodes:
@@ -115,10 +124,31 @@ class EdgeProgram:
             )
             if node.target is UNIFORM and keys is not None:
                 env[node] = keyed_uniform(node, args, dict(keys))
+            elif node.target is take_rows:
+                assert columns is not None
+                env[node] = args[0].index_select(args[2], columns[args[1]])
+            elif node.target is fold_to_rows:
+                assert columns is not None
+                rows, column, axis, kind = args
+                shape = list(rows.shape)
+                dim = node.meta["type"].dims[axis]
+                shape[axis] = local[dim.space]
+                env[node] = rows.new_full(shape, start_value(kind, rows.dtype))
+                fold_rows(env[node], axis, columns[column], rows, kind)
             else:
                 env[node] = node.target(*args, **kwargs)
         returned = next(n for n in reversed(self.body.nodes) if n.op == "output").args[0]
         return [env[n] for n in returned]
+
+
+def take_rows(value: Tensor, column: int, axis: int) -> Tensor:
+    """Inside a body: rows of a row value named by one of the call's columns, along `axis` (see `run_block`)."""
+    raise TypeError("take_rows names rows inside an edge program's body: run it with run_block")
+
+
+def fold_to_rows(rows: Tensor, column: int, axis: int, kind: str) -> Tensor:
+    """Inside a body: the fold of edge rows to the rows that one of the call's columns names (see `run_block`)."""
+    raise TypeError("fold_to_rows folds inside an edge program's body: run it with run_block")
 
 
 def edge_call(program: EdgeProgram, values: Sequence[Tensor], columns: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -154,7 +184,8 @@ def run_whole(
             value = value.index_select(operand.axis, columns[operand.column])
         rows.append(value)
     folded = []
-    for result, value in zip(program.results, program.run_block(rows, sizes, sizes, keys), strict=True):
+    made = program.run_block(rows, sizes, sizes, keys, dict(enumerate(columns)))
+    for result, value in zip(program.results, made, strict=True):
         if result.kind == "reduce":
             assert result.axis is not None and result.column is not None
             into = new_accumulator(result, sizes, value.device)
@@ -164,9 +195,13 @@ def run_whole(
     return tuple(folded)
 
 
-def new_accumulator(result: Result, sizes: Mapping[str, int], device: torch.device) -> Tensor:
-    """A tensor of a result's type holding the fold's neutral element."""
+def new_accumulator(
+    result: Result, sizes: Mapping[str, int], device: torch.device, fresh: bool = False
+) -> Tensor:
+    """A tensor of a result's type holding the fold's neutral element, or anything when `fresh`."""
     lengths = [sizes[d.space] * d.before * d.after if isinstance(d, Rows) else d for d in result.type.dims]
+    if fresh and result.kind != "contract":
+        return torch.empty(lengths, dtype=result.type.dtype, device=device)
     fold = {"max": "amax", "min": "amin"}.get(result.fold, result.fold or "sum")
     return torch.full(lengths, start_value(fold, result.type.dtype), dtype=result.type.dtype, device=device)
 

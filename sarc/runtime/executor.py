@@ -39,11 +39,16 @@ class Kernel(Protocol):
     def orders(self) -> list[int | None]: ...
 
     def traverse(
-        self, order: int | None, edges: Tensor | None, length: int, columns: Mapping[int, Tensor]
+        self, order: int | None, edges: Tensor | None, length: int, columns: Mapping[int, Tensor], rows: int | None
     ) -> object: ...
 
     def launch(
-        self, traversals: Sequence[object], operands: Sequence[Tensor], results: Sequence[Tensor], keys: Tensor
+        self,
+        traversals: Sequence[object],
+        operands: Sequence[Tensor],
+        results: Sequence[Tensor],
+        keys: Tensor,
+        fresh: bool,
     ) -> None: ...
 
 
@@ -202,9 +207,16 @@ class Executor:
     def _begin(self, step: ins.Begin) -> Work:
         edges: EdgeProgram = self.nodes[step.call].args[0]
         device = self._device(self.nodes[step.call])
-        self.env[step.call] = [new_accumulator(r, self.local, device) for r in edges.results]
+        fresh = self._is_fresh(self.nodes[step.call])
+        self.env[step.call] = [new_accumulator(r, self.local, device, fresh) for r in edges.results]
         return
         yield
+
+    def _is_fresh(self, node: fx.Node) -> bool:
+        """Whether one kernel launch makes the whole of a call's results: their accumulators need not be filled."""
+        edges: EdgeProgram = node.args[0]
+        alone = edges.remote is None or not self._remote_map(node).remote
+        return alone and edges.name in self.kernels and self.local[edges.space] > 0
 
     def _device(self, node: fx.Node) -> torch.device:
         return next((self.env[v.name].device for v in node.all_input_nodes), torch.device("cpu"))
@@ -225,11 +237,12 @@ class Executor:
         kernel = self.kernels.get(edges.name)
         if kernel is not None and length:
             self._run_kernel(kernel, node, block, rows, length, fetched, partial)
-        elif length or not edges.operands:
+        elif length or not edges.operands or edges.own_columns:
             operands = [self._operand(o, node, block, rows, fetched) for o in edges.operands]
             keys = {edges.space: self.keys[edges.space] if rows is None else self.keys[edges.space][rows]}
             sizes = {**self.local, edges.space: length}
-            made = edges.run_block(operands, sizes, self.total, keys)
+            own = {c: self._index(node, c, rows) for c in edges.own_columns}
+            made = edges.run_block(operands, sizes, self.total, keys, own)
             for k, (result, value) in enumerate(zip(edges.results, made, strict=True)):
                 self._fold(k, result, value, node, block, rows, partial)
         return
@@ -246,7 +259,8 @@ class Executor:
             key = (*place, names, None if order is None else columns[order].name)
             if key not in self.state.traversals:
                 named = {c: block.index if c == remote else self._index(node, c, rows) for c in used}
-                self.state.traversals[key] = kernel.traverse(order, rows, length, named)
+                every = None if block is not None or order is None else self._named_rows(node, order)
+                self.state.traversals[key] = kernel.traverse(order, rows, length, named, every)
             traversals.append(self.state.traversals[key])
         far = remote is not None and block.peer != self.state.rank
         tables = []
@@ -258,15 +272,23 @@ class Executor:
             partial[k] if far and r.kind == "reduce" and r.column == remote else results[k]
             for k, r in enumerate(edges.results)
         ]
-        kernel.launch(traversals, tables, outs, self.keys[edges.space])
+        kernel.launch(traversals, tables, outs, self.keys[edges.space], block is None)
+
+    def _named_rows(self, node: fx.Node, column: int) -> int:
+        """Number of rows of this part that a column may name."""
+        dim = self._target_dim(node, column)
+        return self.local[dim.space] if isinstance(dim, Rows) else dim
 
     def _index(self, node: fx.Node, column: int, rows: Tensor | None) -> Tensor:
         """Owned positions that a column names, at the rows of a block."""
-        edges, values, columns = node.args
-        dims = [values[o.value].meta["type"].dims[o.axis] for o in edges.operands if o.column == column]
-        dims += [r.type.dims[r.axis] for r in edges.results if r.kind == "reduce" and r.column == column]
-        index = self._map(columns[column], dims[0]).own_index
+        index = self._map(node.args[2][column], self._target_dim(node, column)).own_index
         return index if rows is None else index[rows]
+
+    def _target_dim(self, node: fx.Node, column: int):
+        """The dimension whose rows a column of a call names."""
+        edges, values, _ = node.args
+        dims = [values[o.value].meta["type"].dims[o.axis] for o in edges.operands if o.column == column]
+        return (dims + [r.type.dims[r.axis] for r in edges.results if r.column == column])[0]
 
     def _block(self, node: fx.Node, step: ins.RunBlock) -> Block | None:
         edges = node.args[0]
@@ -289,7 +311,7 @@ class Executor:
         edges, values, columns = node.args
         value = self.env[values[operand.value].name]
         if operand.column is None:
-            if operand.axis is None or rows is None:
+            if operand.axis is None or rows is None or edges.space not in operand.type.spaces:
                 return value
             return select_block(value, operand.axis, operand.type.dims[operand.axis], rows)
         if operand.column == edges.remote and block is not None:
@@ -303,6 +325,8 @@ class Executor:
         into = self.env[node.name][k]
         if result.kind == "contract":
             combine_(into, value, result.fold)
+        elif result.kind == "rows":
+            self.env[node.name][k] = value
         elif result.kind == "store":
             if rows is None:
                 self.env[node.name][k] = value

@@ -1,0 +1,130 @@
+"""The functions that every generated translation unit starts with: plain scalar C++, inlined into vector loops."""
+
+from __future__ import annotations
+
+PRELUDE = r"""
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#define SARC_SIMD _Pragma("omp simd")
+
+template <class T> static inline T sarc_inf() { return std::numeric_limits<T>::infinity(); }
+template <class T> static inline T sarc_nan() { return std::numeric_limits<T>::quiet_NaN(); }
+
+// Like torch: a NaN operand gives NaN.
+template <class T> static inline T sarc_max(T a, T b) { return (a > b || a != a) ? a : b; }
+template <class T> static inline T sarc_min(T a, T b) { return (a < b || a != a) ? a : b; }
+
+// Folds of n contiguous values.
+template <class T> static inline T sarc_sum_of(const T* x, int n) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int i = 0; i < n; ++i) sum += x[i];
+  return sum;
+}
+template <class T> static inline T sarc_max_of(const T* x, int n, T start) {
+  T lane[16];
+  for (int i = 0; i < 16; ++i) lane[i] = start;
+  int i = 0;
+  for (; i + 16 <= n; i += 16) {
+    SARC_SIMD for (int l = 0; l < 16; ++l) lane[l] = sarc_max(lane[l], x[i + l]);
+  }
+  for (; i < n; ++i) start = sarc_max(start, x[i]);
+  for (int l = 0; l < 16; ++l) start = sarc_max(start, lane[l]);
+  return start;
+}
+template <class T> static inline T sarc_min_of(const T* x, int n, T start) {
+  for (int i = 0; i < n; ++i) start = sarc_min(start, x[i]);
+  return start;
+}
+
+// Storage in 16 bits, arithmetic in float.
+struct sarc_bf16 { uint16_t bits; };
+static inline float sarc_load(sarc_bf16 x) {
+  const uint32_t wide = uint32_t(x.bits) << 16;
+  float y;
+  std::memcpy(&y, &wide, 4);
+  return y;
+}
+static inline sarc_bf16 sarc_round(float x) {
+  uint32_t wide;
+  std::memcpy(&wide, &x, 4);
+  const uint32_t even = wide + 0x7FFFu + ((wide >> 16) & 1u);
+  return {uint16_t(x != x ? 0x7FC0u : even >> 16)};
+}
+
+// exp in plain arithmetic, one unit in the last place: 2^n exp(r) with |r| <= ln(2) / 2, n split so that 2^n is normal.
+static inline float sarc_exp(float x) {
+  float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+  n = n > 128.0f ? 128.0f : n;
+  n = n < -151.0f ? -151.0f : n;
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const int32_t k = int32_t(n), half = k / 2;
+  const int32_t low = (half + 127) << 23, high = (k - half + 127) << 23;
+  float a, b;
+  std::memcpy(&a, &low, 4);
+  std::memcpy(&b, &high, 4);
+  float y = p * a * b;
+  y = x > 88.7228394f ? sarc_inf<float>() : y;
+  y = x < -104.0f ? 0.0f : y;
+  return x != x ? x : y;
+}
+static inline double sarc_exp(double x) {
+  double n = (x * 1.4426950408889634 + 6755399441055744.0) - 6755399441055744.0;
+  n = n > 1025.0 ? 1025.0 : n;
+  n = n < -1080.0 ? -1080.0 : n;
+  const double r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
+  double p = 1.6059043836821613e-10;
+  p = p * r + 2.0876756987868099e-09;
+  p = p * r + 2.5052108385441720e-08;
+  p = p * r + 2.7557319223985888e-07;
+  p = p * r + 2.7557319223985893e-06;
+  p = p * r + 2.4801587301587302e-05;
+  p = p * r + 1.9841269841269841e-04;
+  p = p * r + 1.3888888888888889e-03;
+  p = p * r + 8.3333333333333332e-03;
+  p = p * r + 4.1666666666666664e-02;
+  p = p * r + 1.6666666666666666e-01;
+  p = p * r + 0.5;
+  p = p * (r * r) + r + 1.0;
+  const int64_t k = int64_t(n), half = k / 2;
+  const int64_t low = (half + 1023) << 52, high = (k - half + 1023) << 52;
+  double a, b;
+  std::memcpy(&a, &low, 8);
+  std::memcpy(&b, &high, 8);
+  double y = p * a * b;
+  y = x > 709.782712893384 ? sarc_inf<double>() : y;
+  y = x < -745.14 ? 0.0 : y;
+  return x != x ? x : y;
+}
+
+// Philox4x32-10 (Salmon et al., SC 2011): four uniform draws, keyed by (seed, step, op, row key, block).
+static inline void sarc_philox(int64_t key, uint32_t block, uint32_t op, int64_t seed, int64_t step, float* a, float* b,
+                               float* c, float* d) {
+  uint32_t c0 = block, c1 = uint32_t(key), c3 = uint32_t(step);
+  uint32_t c2 = (uint32_t(uint64_t(key) >> 32) & 0xFFFFu) << 16 | (op & 0xFFFFu);
+  uint32_t k0 = uint32_t(seed), k1 = uint32_t(uint64_t(seed) >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = uint64_t(c0) * 0xD2511F53u, p1 = uint64_t(c2) * 0xCD9E8D57u;
+    c0 = uint32_t(p1 >> 32) ^ c1 ^ k0;
+    c1 = uint32_t(p1);
+    c2 = uint32_t(p0 >> 32) ^ c3 ^ k1;
+    c3 = uint32_t(p0);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  *a = float(int32_t(c0 >> 8)) * (1.0f / 16777216.0f);
+  *b = float(int32_t(c1 >> 8)) * (1.0f / 16777216.0f);
+  *c = float(int32_t(c2 >> 8)) * (1.0f / 16777216.0f);
+  *d = float(int32_t(c3 >> 8)) * (1.0f / 16777216.0f);
+}
+"""
