@@ -26,6 +26,7 @@ from sarc.partition.columns import ColumnMap
 from sarc.partition.layout import Partitions
 from sarc.passes.forward.bind import bind
 from sarc.passes.forward.canonicalise import Canonicalise
+from sarc.passes.forward.factor_folds import FactorFolds
 from sarc.passes.forward.raise_graph_ops import RaiseGraphOps
 from sarc.passes.joint.differentiate import differentiate
 from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
@@ -97,7 +98,10 @@ class Pipeline:
             types.append(ValueType((2,), torch.int64))
         graph = RaiseGraphOps(captured.spaces, types).run(canonical)
         raised = verify(Program(graph, captured.spaces, inputs, captured.outputs, "raised", captured.constants))
-        structure, step = bind(raised)
+        rewritten = raised
+        for algebra in (FactorFolds(),):
+            rewritten = verify(algebra.run(rewritten))
+        structure, step = bind(rewritten)
         return Stages(captured, {"raised": raised, "structure": verify(structure), "step": verify(step)})
 
     def back(self, stages: Stages, wrt: frozenset[Input]) -> Stages:

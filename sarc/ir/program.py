@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch.fx as fx
 from torch import Tensor
 
+from sarc.ir.dialect import SELECT_ROWS
 from sarc.ir.space import Size, Spaces, ValueType
 
 
@@ -115,10 +116,10 @@ def map_sizes(tree, change):
 
 
 def remove_dead(graph: fx.Graph) -> bool:
-    """Erase values nobody uses (placeholders stay); returns whether any was."""
+    """Erase values nobody uses (placeholders stay, and selections: they define spaces); returns whether any was."""
     changed = False
     for node in reversed(list(graph.nodes)):
-        if node.op == "call_function" and not node.users:
+        if node.op == "call_function" and not node.users and node.target is not SELECT_ROWS:
             graph.erase_node(node)
             changed = True
     return changed

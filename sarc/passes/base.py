@@ -31,8 +31,9 @@ import torch
 import torch.fx as fx
 
 from sarc.ir.dialect import UNIFORM
-from sarc.ir.ops import infer
-from sarc.ir.space import Spaces
+from sarc.ir.ops import infer, size_of
+from sarc.ir.program import remove_dead, type_of
+from sarc.ir.space import Dim, Spaces
 
 aten = torch.ops.aten
 
@@ -60,6 +61,24 @@ class Builder:
         node.meta["type"] = infer(node, self.spaces)
         return node
 
+    def align(self, value: fx.Node, rank: int) -> fx.Node:
+        """`value` with axes of length one in front, to stand at the right of `rank` axes as broadcasting has it."""
+        for _ in range(rank - len(type_of(value).dims)):
+            value = self.call(aten.unsqueeze.default, value, 0)
+        return value
+
+    def expand(self, value: fx.Node, dims: tuple[Dim, ...]) -> fx.Node:
+        """`value` broadcast to `dims`; itself when it has them."""
+        if type_of(value).dims == dims:
+            return value
+        return self.call(aten.expand.default, value, [size_of(dim, self.spaces) for dim in dims])
+
+    def reshape(self, value: fx.Node, dims: tuple[Dim, ...]) -> fx.Node:
+        """`value` in the shape `dims`; itself when it has it."""
+        if type_of(value).dims == dims:
+            return value
+        return self.call(aten.reshape.default, value, [size_of(dim, self.spaces) for dim in dims])
+
 
 def infer_types(graph: fx.Graph, spaces: Spaces) -> None:
     """Type every call of `graph`, whose placeholders are typed."""
@@ -84,6 +103,18 @@ def merge_common(graph: fx.Graph, on_merge: Callable[[fx.Node, fx.Node], None] |
             graph.erase_node(node)
             changed = True
     return changed
+
+
+def tidy(graph: fx.Graph, spaces: Spaces) -> None:
+    """merge-common and remove-dead on a graph whose filters are named by their masks."""
+
+    def rename_masks(kept: fx.Node, merged: fx.Node) -> None:
+        for space in list(spaces):
+            if space.kind == "filter" and space.mask == merged.name:
+                spaces.rename_mask(space.name, kept.name)
+
+    merge_common(graph, rename_masks)
+    remove_dead(graph)
 
 
 def _key(tree):

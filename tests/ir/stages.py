@@ -137,14 +137,9 @@ def compiled(name: str) -> Compiled:
     return Compiled(module, values, programs, variant.stages.captured.constants, texts)
 
 
-def run_step(
-    made: Compiled, programs: dict[str, Program], forward: str = "forward", backward: str = "backward"
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """One training step by the interpreter: results and new buffers, then the gradients, by name.
-
-    The cotangent of each result is all ones.
-    """
-    known = {
+def known_inputs(made: Compiled) -> dict[Input, Tensor]:
+    """The value of every input that no other program makes."""
+    return {
         **{Input("param", k): v.detach() for k, v in made.module.named_parameters()},
         **{Input("buffer", k): v.clone() for k, v in made.module.named_buffers()},
         **{Input("arg", k): v for k, v in made.values.items()},
@@ -153,6 +148,16 @@ def run_step(
         Input("rows", "E"): torch.empty(E, dtype=torch.uint8),
         Input("rng", "rng"): torch.tensor([3, 5]),
     }
+
+
+def run_step(
+    made: Compiled, programs: dict[str, Program], forward: str = "forward", backward: str = "backward"
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """One training step by the interpreter: results and new buffers, then the gradients, by name.
+
+    The cotangent of each result is all ones.
+    """
+    known = known_inputs(made)
     sizes = {"N": N, "E": E}
     results: dict[str, Tensor] = {}
     grads: dict[str, Tensor] = {}

@@ -5,21 +5,27 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from sarc.compiler import Pipeline
+from sarc.ir.interpret import interpret
 from sarc.ir.parse import parse_program
 from sarc.ir.print import format_program
 from sarc.ir.program import Program
+from sarc.ir.verify import verify
 from sarc.passes.base import merge_common
 from sarc.passes.forward.bind import bind
+from sarc.passes.forward.factor_folds import FactorFolds
 from sarc.passes.joint.differentiate import differentiate
 from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
 from sarc.passes.joint.split import split
 from sarc.passes.partitioned.partition_program import PartitionProgram
-from tests.ir.stages import MODELS, compiled, run_step
+from tests.ir.stages import MODELS, Compiled, E, N, compiled, known_inputs, run_step
 
 # Sums of at most 40 float64 terms in another order.
 TOLERANCE = 1e-12
+
+ALGEBRA = (FactorFolds(),)
 
 ROWS = """program forward
 space N = nodes
@@ -46,6 +52,8 @@ def test_no_pass_alters_its_input(name: str) -> None:
     step = parse_program(made.texts["step"])
     raised, joint = parse_program(made.texts["raised"]), parse_program(made.texts["joint"])
     fused = parse_program(made.texts["backward"])
+    for rewrite in ALGEBRA:
+        rewrite.run(raised)
     bind(raised)
     differentiate(step, gradient_inputs(made))
     split(joint)
@@ -62,6 +70,8 @@ def test_no_pass_alters_its_input(name: str) -> None:
 
 def test_nothing_to_fuse_and_nothing_to_partition_give_the_same_object() -> None:
     rows = parse_program(ROWS)
+    for rewrite in ALGEBRA:
+        assert rewrite.run(rows) is rows
     assert FuseEdgePrograms().run(rows) is rows
     assert PartitionProgram(frozenset({"src"})).run(rows) is rows
     assert merge_common(rows.graph) is False
@@ -77,6 +87,30 @@ def test_a_second_run_changes_nothing(name: str, stage: str) -> None:
     partitioned = PartitionProgram(remote_columns(fused))
     once = partitioned.run(fused)
     assert partitioned.run(once) is once
+
+
+def values_and_gradients(made: Compiled, program: Program) -> list[Tensor | None]:
+    """What a raised program returns, and its gradients with respect to everything real."""
+    known = known_inputs(made)
+    values = [known[entry].clone() for entry in program.inputs]
+    leaves = [v.requires_grad_() for v in values if v.dtype.is_floating_point]
+    results = interpret(program, values, {"N": N, "E": E})
+    real = [r for r in results if r.requires_grad]
+    ones = [torch.ones_like(r) for r in real]
+    return [*results, *torch.autograd.grad(real, leaves, ones, allow_unused=True)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_algebra_keeps_values_and_gradients(name: str) -> None:
+    made = compiled(name)
+    raised = made.programs["raised"]
+    expected = values_and_gradients(made, raised)
+    for rewrite in ALGEBRA:
+        raised = verify(rewrite.run(raised))
+        assert rewrite.run(raised) is raised, rewrite.name
+        for ours, theirs in zip(values_and_gradients(made, raised), expected, strict=True):
+            assert (ours is None) == (theirs is None), rewrite.name
+            assert theirs is None or torch.allclose(ours, theirs, rtol=0, atol=TOLERANCE), rewrite.name
 
 
 def test_the_passes_take_the_same_way_from_text() -> None:

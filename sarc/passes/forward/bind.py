@@ -39,14 +39,13 @@ import torch
 import torch.fx as fx
 
 from sarc.errors import UnsupportedModelError
+from sarc.ir.binding_times import STEP, STRUCTURE, binding_times
 from sarc.ir.call import location, op_name
-from sarc.ir.dialect import GATHER, REDUCE, ROW_IDS, SEGMENT_IDS, SELECT_ROWS
+from sarc.ir.dialect import GATHER, REDUCE, ROW_IDS, SELECT_ROWS
 from sarc.ir.program import Input, Output, Program, output_node, remove_dead, select_inputs
 from sarc.ir.space import ValueType
 
 aten = torch.ops.aten
-
-CONSTANT, STRUCTURE, STEP = range(3)
 
 
 def bind(program: Program) -> tuple[Program, Program]:
@@ -85,25 +84,6 @@ def bind(program: Program) -> tuple[Program, Program]:
     bound = _trim(Program(structure, program.spaces.copy(), tuple(s_inputs), outputs, "structure", program.constants))
     # The structure program keeps the masks of the filters it defines, even where only the filter's size is used.
     return bound, _trim(Program(step, program.spaces.copy(), tuple(inputs), program.outputs, "step", program.constants))
-
-
-def binding_times(program: Program) -> dict[fx.Node, int]:
-    """CONSTANT, STRUCTURE or STEP for every value."""
-    times: dict[fx.Node, int] = {}
-    for node, entry in zip(program.placeholders, program.inputs, strict=True):
-        whole_numbers = not node.meta["type"].dtype.is_floating_point
-        structural = entry.kind in ("constant", "rows") or (entry.kind == "arg" and whole_numbers)
-        times[node] = STRUCTURE if structural else STEP
-    for node in program.graph.nodes:
-        if node.op != "call_function":
-            continue
-        times[node] = max((times[n] for n in node.all_input_nodes), default=CONSTANT)
-        if node.target in (ROW_IDS, SEGMENT_IDS):
-            times[node] = max(times[node], STRUCTURE)
-        if node.target in (GATHER, REDUCE):
-            # A column is bound even when it is constant: its map is made from its values.
-            times[node.args[1]] = max(times[node.args[1]], STRUCTURE)
-    return times
 
 
 def _boundary(program: Program, times: dict[fx.Node, int]) -> list[fx.Node]:
@@ -169,5 +149,3 @@ def _trim(program: Program) -> Program:
     remove_dead(program.graph)
     output_node(program.graph)
     return select_inputs(program, [n for n in program.placeholders if n.users])
-
-
