@@ -10,7 +10,7 @@ import torch.fx as fx
 from torch import Tensor, nn
 
 from sarc.codegen.build import require_compiler
-from sarc.codegen.kernels import CppKernel, compile_kernels
+from sarc.codegen.kernels import CppKernel, compile_kernels, has_kernel
 from sarc.cost import program_cost
 from sarc.errors import OptionError, PartitionError
 from sarc.frontends.capture import Argument, Captured, capture, fill_results
@@ -32,6 +32,7 @@ from sarc.passes.joint.differentiate import differentiate
 from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
 from sarc.passes.joint.split import split
 from sarc.passes.partitioned.build_schedule import build_schedule, column_targets
+from sarc.passes.partitioned.merge_row_phases import MergeRowPhases
 from sarc.passes.partitioned.partition_program import PartitionProgram
 from sarc.runtime.module import CompiledModule
 
@@ -117,7 +118,10 @@ class Pipeline:
 
     def partition(self, program: Program, remote: frozenset[str]) -> Program:
         """The program of one part, for columns known to reach other parts."""
-        return verify(PartitionProgram(remote).run(program))
+        partitioned = PartitionProgram(remote).run(program)
+        if self.backend != "reference":
+            partitioned = MergeRowPhases(has_kernel).run(partitioned)
+        return verify(partitioned)
 
     def columns(self, program: Program) -> list[tuple[fx.Node, str | int]]:
         """The columns of a program and the spaces whose rows they name."""

@@ -16,19 +16,21 @@ import torch.fx as fx
 
 from sarc.errors import ParseError
 from sarc.ir.collective import all_reduce, tuple_of
-from sarc.ir.edge_program import EdgeProgram, Operand, Result, edge_call
+from sarc.ir.edge_program import EdgeProgram, Operand, Result, edge_call, fold_to_rows, take_rows
 from sarc.ir.operand_text import read_operands, read_types
 from sarc.ir.program import Input, Output, Program
 from sarc.ir.space import Space, Spaces
 
-_FUNCTIONS = {"getitem": operator.getitem, "edge_call": edge_call, "all_reduce": all_reduce, "tuple_of": tuple_of}
+_FUNCTIONS = {
+    f.__name__: f for f in (operator.getitem, edge_call, all_reduce, tuple_of, take_rows, fold_to_rows)
+}
 _SPACE = re.compile(r"space (\w+) = (\w+)(?:\((.*)\))?( on edges)?")
 _EDGES = re.compile(r"edges @(\w+) over (\w+)(?: remote #(\d+))?")
 _VALUE = re.compile(r"%(\w+): (\([^)]*\)|\w+\[[^\]]*\]) = (.*)")
 _CALL = re.compile(r"([\w.]+)\((.*)\)")
 _SOURCE = re.compile(r"(?:gather \$(\d+) by #(\d+)|rows \$(\d+)) axis (\d+)|whole \$(\d+)")
 _INPUT = re.compile(r"(aligned )?input (\w+) (.*)")
-_FATE = re.compile(r"(?:(reduce) (\w+) by #(\d+) axis (\d+)|(contract) (\w+)|(store) axis (\d+)) %(\w+): (.*)")
+_FATE = re.compile(r"(?:(reduce) (\w+) by #(\d+) axis (\d+)|(contract) (\w+)|(store) axis (\d+)|(rows) by #(\d+) axis (\d+)) %(\w+): (.*)")
 _RETURN = re.compile(r"return (\w+) (.*) = %(\w+)")
 
 
@@ -158,12 +160,14 @@ class _Parser:
         block = self.block
         fate = _FATE.fullmatch(text)
         if fate:
-            reduce, fold, column, axis, contract, contract_fold, store, store_axis, name, types = fate.groups()
+            reduce, fold, column, axis, contract, contract_fold, store, store_axis = fate.groups()[:8]
+            rows, rows_column, rows_axis, name, types = fate.groups()[8:]
+            column, axis = column or rows_column, axis or store_axis or rows_axis
             result = Result(
-                reduce or contract or store,
+                reduce or contract or store or rows,
                 fold or contract_fold or "",
                 None if column is None else int(column),
-                int(axis or store_axis) if axis or store_axis else None,
+                None if axis is None else int(axis),
                 _single(read_types(types, self.spaces)),
             )
             block.returned.append(self._value(name, block.values))
