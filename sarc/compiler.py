@@ -32,6 +32,7 @@ from sarc.passes.joint.differentiate import differentiate
 from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
 from sarc.passes.joint.split import split
 from sarc.passes.partitioned.build_schedule import build_schedule, column_targets
+from sarc.passes.partitioned.fuse_rows import FuseRows
 from sarc.passes.partitioned.merge_row_phases import MergeRowPhases
 from sarc.passes.partitioned.partition_program import PartitionProgram
 from sarc.runtime.module import CompiledModule
@@ -120,7 +121,7 @@ class Pipeline:
         """The program of one part, for columns known to reach other parts."""
         partitioned = PartitionProgram(remote).run(program)
         if self.backend != "reference":
-            partitioned = MergeRowPhases(has_kernel).run(partitioned)
+            partitioned = FuseRows(has_kernel).run(MergeRowPhases(has_kernel).run(partitioned))
         return verify(partitioned)
 
     def columns(self, program: Program) -> list[tuple[fx.Node, str | int]]:

@@ -17,6 +17,7 @@ import torch
 import torch.fx as fx
 
 from sarc.codegen.views import NoKernel
+from sarc.ir.dialect import UNIFORM
 from sarc.ir.edge_program import EdgeProgram, fold_to_rows, take_rows
 from sarc.ir.space import Rows, ValueType
 
@@ -102,6 +103,10 @@ class Body:
         self.passes[node] = max((self.passes[n] for n in operands), default=0)
         if node.target is fold_to_rows:
             self.passes[node] += 1
+        draws = node.target is UNIFORM and self.program.space in type_.spaces
+        if draws:
+            self.phases[node] = 1 if self.is_wide(node) else 0
+            return
         if node.target in (fold_to_rows, take_rows) or all(n in self.in_row for n in operands):
             self.in_row.add(node)
             self.phases[node] = 0

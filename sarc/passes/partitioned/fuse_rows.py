@@ -1,0 +1,118 @@
+"""fuse-rows: chains of operations on rows become edge programs over the rows themselves.
+
+Between two matrix products, and around edge programs, stand bias, activation, dropout, normalisation and their
+derivatives: each would read and write whole tables. As one program over rows they read each operand once, write only
+what is read elsewhere, and sum over rows (a bias gradient, a batch mean) in passing.
+
+Before:
+    program forward
+    space N = nodes
+    %x: f32[N, 16] = input arg x
+    %b: f32[16] = input param b
+    %h: f32[N, 16] = aten.add.Tensor(%x, %b)   # model.py:8
+    %y: f32[N, 16] = aten.relu(%h)   # model.py:9
+    %m: f32[16] = aten.sum.dim_IntList(%y, [0])   # model.py:10
+    return result 0 = %y
+    return result 1 = %m
+After:
+    program forward
+    space N = nodes
+    edges @rows0 over N   # model.py:8
+      %x: f32[N, 16] = rows $0 axis 0
+      %b: f32[16] = whole $1
+      %h: f32[N, 16] = aten.add.Tensor(%x, %b)   # model.py:8
+      %y: f32[N, 16] = aten.relu(%h)   # model.py:9
+      %m: f32[16] = aten.sum.dim_IntList(%y, [0])   # model.py:10
+      store axis 0 %y: f32[N, 16]
+      contract sum %m: f32[16]
+    %x: f32[N, 16] = input arg x
+    %b: f32[16] = input param b
+    %rows_y: (f32[N, 16], f32[16]) = edge_call(@rows0, [%x, %b], [])   # model.py:8
+    %y: f32[N, 16] = getitem(%rows_y, 0)   # model.py:9
+    %m: f32[16] = getitem(%rows_y, 1)   # model.py:10
+    return result 0 = %y
+    return result 1 = %m
+Needs a partitioned program and whether an edge program has a kernel; gives one in which chains of two and more
+operations on rows are edge programs.
+It does nothing to single operations, to views, and to chains that have no kernel: the same object comes back when
+there are no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.fx as fx
+
+from sarc.ir.cluster import ROW_VIEWS, Cluster, Merger, is_row_operation, is_row_sum, plain_space, replace_cluster
+from sarc.ir.edge_program import EdgeProgram
+from sarc.ir.program import Program
+
+
+class FuseRows:
+    """Fuses operations on rows of a program, as far as they have kernels.
+
+    Args:
+        has_kernel: whether an edge program has a compiled form.
+    """
+
+    name = "fuse-rows"
+
+    def __init__(self, has_kernel: Callable[[EdgeProgram], bool]):
+        self.has_kernel = has_kernel
+
+    def run(self, program: Program) -> Program:
+        for number, names in enumerate(find_chains(program)):
+            by_name = {n.name: n for n in program.graph.nodes}
+            members = {by_name[name]: None for name in names if name in by_name}
+            space = next(s for n in members if (s := plain_space(n.meta["type"])))
+            merger = Merger(program, Cluster(f"rows{number}", space, space, None, members))
+            if merger.program.results and self.has_kernel(merger.program):
+                program = replace_cluster(program, merger)
+        return program
+
+
+def find_chains(program: Program) -> list[list[str]]:
+    """Names of the values of each chain, in order.
+
+    Values belong together that read each other without a detour through anything but operations on rows.
+    """
+    level: dict[fx.Node, int] = {}  # of an operation on rows
+    behind: dict[fx.Node, int] = {}  # highest level that any other value depends on
+    chain: dict[fx.Node, list[fx.Node]] = {}
+    for node in program.graph.nodes:
+        if node.op != "call_function":
+            continue
+        space = _space_of(node)
+        operands = node.all_input_nodes
+        if not space:
+            behind[node] = max([behind.get(n, -1) for n in operands] + [level.get(n, -1) for n in operands], default=-1)
+            continue
+        level[node] = max([level.get(n, 0) for n in operands] + [behind.get(n, -1) + 1 for n in operands], default=0)
+        joined = [node]
+        for operand in operands:
+            if level.get(operand) == level[node] and _space_of(operand) == space and not is_row_sum(operand, space):
+                joined = _merged(chain, operand, joined)
+        for member in joined:
+            chain[member] = joined
+    order = {n: k for k, n in enumerate(program.graph.nodes)}
+    found = {id(c): sorted(c, key=order.__getitem__) for c in chain.values()}
+    chains = [c for c in found.values() if sum(n.target not in ROW_VIEWS for n in c) > 1]
+    return [[n.name for n in c] for c in sorted(chains, key=lambda c: order[c[0]])]
+
+
+def _merged(chain: dict[fx.Node, list[fx.Node]], operand: fx.Node, joined: list[fx.Node]) -> list[fx.Node]:
+    other = chain[operand]
+    return joined if other is joined or operand in joined else other + joined
+
+
+def _space_of(node: fx.Node) -> str:
+    """The space of an operation on rows, or of the rows that a sum contracts; "" for any other value."""
+    if node.op != "call_function":
+        return ""
+    space = plain_space(node.meta["type"])
+    if space:
+        return space if is_row_operation(node, space) else ""
+    operand = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+    space = plain_space(operand.meta["type"]) if operand is not None else ""
+    return space if space and is_row_sum(node, space) else ""
