@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch.fx as fx
 
 from sarc.codegen.body import NARROW, width
-from sarc.codegen.normalise import normalise
 from sarc.codegen.views import NoKernel
 from sarc.ir.edge_program import EdgeProgram, Operand, Result, fold_to_rows
 from sarc.ir.space import Rows, ValueType
@@ -38,7 +37,6 @@ class Stage:
 
 def divide(program: EdgeProgram) -> tuple[list[Stage], list[ValueType]]:
     """The stages of a program, in launch order, and the types of the scratch tensors between them."""
-    program = normalise(program)
     everything = tuple(range(len(program.operands)))
     own = {n.args[1] for n in program.body.nodes if n.target is fold_to_rows}
     widths: dict[int, int] = {}

@@ -34,10 +34,15 @@ class CppKernel:
 
     def __init__(self, program: EdgeProgram):
         self.program = program
-        self._scratch = divide(program)[1]
+        stages, self._scratch = divide(program)
+        self._launches: list[_Launch] = []
         self._held: list[Tensor] = []
-        what = f"kernel {program.name} ({program.loc})"
-        self._launches = [_Launch(stage, source, _launcher(source, what)) for stage, source in sources_of(program)]
+        for stage in stages:
+            scratch = {k for k, place in enumerate(stage.operands) if place < 0}
+            scratch |= {-1 - k for k, place in enumerate(stage.results) if place < 0}
+            numbers = tuple(range(len(stage.program.results)))
+            source = emit(stage.program, stage.order, numbers, frozenset(scratch))
+            self._launches.append(_Launch(stage, source, _launcher(source, f"kernel {program.name} ({program.loc})")))
 
     @property
     def orders(self) -> list[int | None]:
@@ -171,29 +176,6 @@ def compile_kernels(programs: Sequence[EdgeProgram]) -> dict[str, CppKernel]:
             with contextlib.suppress(NoKernel):
                 made[program.name] = CppKernel(program)
     return made
-
-
-def has_kernel(program: EdgeProgram) -> bool:
-    """Whether a program has a scalar form; nothing is compiled."""
-    try:
-        return has_plain_rows(program) and bool(sources_of(program))
-    except NoKernel:
-        return False
-
-
-def sources_of(program: EdgeProgram) -> list[tuple[Stage, Source]]:
-    """The kernels of a program as text, in launch order.
-
-    Raises:
-        NoKernel: an operator of the body has no scalar form.
-    """
-    found = []
-    for stage in divide(program)[0]:
-        scratch = {k for k, place in enumerate(stage.operands) if place < 0}
-        scratch |= {-1 - k for k, place in enumerate(stage.results) if place < 0}
-        numbers = tuple(range(len(stage.program.results)))
-        found.append((stage, emit(stage.program, stage.order, numbers, frozenset(scratch))))
-    return found
 
 
 def has_plain_rows(program: EdgeProgram) -> bool:

@@ -151,13 +151,6 @@ def fold_to_rows(rows: Tensor, column: int, axis: int, kind: str) -> Tensor:
     raise TypeError("fold_to_rows folds inside an edge program's body: run it with run_block")
 
 
-def infer_own(program: EdgeProgram, call: fx.Node) -> ValueType:
-    """The type of a `take_rows` or `fold_to_rows` of a body: the rows of one dimension are others'."""
-    axis, dims = call.args[2], list(call.args[0].meta["type"].dims)
-    dims[axis] = Rows(program.space) if call.target is take_rows else call.meta["type"].dims[axis]
-    return ValueType(tuple(dims), call.args[0].meta["type"].dtype)
-
-
 def edge_call(program: EdgeProgram, values: Sequence[Tensor], columns: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The operator that applies an edge program; one result for each entry of `program.results`.
 

@@ -16,21 +16,19 @@ import torch.fx as fx
 
 from sarc.errors import ParseError
 from sarc.ir.collective import all_reduce, tuple_of
-from sarc.ir.edge_program import EdgeProgram, Operand, Result, edge_call, fold_to_rows, take_rows
+from sarc.ir.edge_program import EdgeProgram, Operand, Result, edge_call
 from sarc.ir.operand_text import read_operands, read_types
 from sarc.ir.program import Input, Output, Program
 from sarc.ir.space import Space, Spaces
 
-_FUNCTIONS = {
-    f.__name__: f for f in (operator.getitem, edge_call, all_reduce, tuple_of, take_rows, fold_to_rows)
-}
+_FUNCTIONS = {"getitem": operator.getitem, "edge_call": edge_call, "all_reduce": all_reduce, "tuple_of": tuple_of}
 _SPACE = re.compile(r"space (\w+) = (\w+)(?:\((.*)\))?( on edges)?")
 _EDGES = re.compile(r"edges @(\w+) over (\w+)(?: remote #(\d+))?")
 _VALUE = re.compile(r"%(\w+): (\([^)]*\)|\w+\[[^\]]*\]) = (.*)")
 _CALL = re.compile(r"([\w.]+)\((.*)\)")
 _SOURCE = re.compile(r"(?:gather \$(\d+) by #(\d+)|rows \$(\d+)) axis (\d+)|whole \$(\d+)")
 _INPUT = re.compile(r"(aligned )?input (\w+) (.*)")
-_FATE = re.compile(r"(?:(reduce) (\w+) by #(\d+) axis (\d+)|(contract) (\w+)|(store) axis (\d+)|(rows) by #(\d+) axis (\d+)) %(\w+): (.*)")
+_FATE = re.compile(r"(?:(reduce) (\w+) by #(\d+) axis (\d+)|(contract) (\w+)|(store) axis (\d+)) %(\w+): (.*)")
 _RETURN = re.compile(r"return (\w+) (.*) = %(\w+)")
 
 
@@ -160,14 +158,12 @@ class _Parser:
         block = self.block
         fate = _FATE.fullmatch(text)
         if fate:
-            reduce, fold, column, axis, contract, contract_fold, store, store_axis = fate.groups()[:8]
-            rows, rows_column, rows_axis, name, types = fate.groups()[8:]
-            column, axis = column or rows_column, axis or store_axis or rows_axis
+            reduce, fold, column, axis, contract, contract_fold, store, store_axis, name, types = fate.groups()
             result = Result(
-                reduce or contract or store or rows,
+                reduce or contract or store,
                 fold or contract_fold or "",
                 None if column is None else int(column),
-                None if axis is None else int(axis),
+                int(axis or store_axis) if axis or store_axis else None,
                 _single(read_types(types, self.spaces)),
             )
             block.returned.append(self._value(name, block.values))

@@ -96,8 +96,6 @@ def _fate(result: Result) -> str:
         return f"reduce {result.fold} by #{result.column} axis {result.axis}"
     if result.kind == "contract":
         return f"contract {result.fold}"
-    if result.kind == "rows":
-        return f"rows by #{result.column} axis {result.axis}"
     return f"store axis {result.axis}"
 
 

@@ -9,7 +9,7 @@ import torch.fx as fx
 
 from sarc.errors import SarcError, VerifyError
 from sarc.ir.collective import all_reduce, tuple_of
-from sarc.ir.edge_program import edge_call, fold_to_rows, infer_own, take_rows
+from sarc.ir.edge_program import edge_call
 from sarc.ir.ops import definition, infer
 from sarc.ir.print import format_node
 from sarc.ir.program import Program
@@ -80,8 +80,7 @@ def _check_edge_program(program: Program, node: fx.Node) -> None:
             raise _fault(program, node, f"{edges} reads an operand it is not given")
     for call in edges.body.nodes:
         if call.op == "call_function" and call.target is not operator.getitem:
-            own = call.target in (take_rows, fold_to_rows)
-            expected = infer_own(edges, call) if own else infer(call, program.spaces.copy())
+            expected = infer(call, program.spaces.copy())
             if expected != call.meta["type"]:
                 got = _show(call.meta["type"])
                 raise _fault(program, node, f"{edges}: %{call.name} has type {got}, expected {_show(expected)}")
