@@ -10,7 +10,7 @@ import torch.fx as fx
 from torch import Tensor, nn
 
 from sarc.codegen.build import require_compiler
-from sarc.codegen.kernels import CppKernel, compile_kernels, has_kernel
+from sarc.codegen.kernels import CppKernel, compile_kernels
 from sarc.cost import program_cost
 from sarc.errors import OptionError, PartitionError
 from sarc.frontends.capture import Argument, Captured, capture, fill_results
@@ -30,6 +30,7 @@ from sarc.passes.forward.factor_folds import FactorFolds
 from sarc.passes.forward.raise_graph_ops import RaiseGraphOps
 from sarc.passes.joint.differentiate import differentiate
 from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
+from sarc.passes.joint.simplify import Simplify
 from sarc.passes.joint.split import split
 from sarc.passes.partitioned.build_schedule import build_schedule, column_targets
 from sarc.passes.partitioned.fuse_rows import FuseRows
@@ -109,10 +110,10 @@ class Pipeline:
     def back(self, stages: Stages, wrt: frozenset[Input]) -> Stages:
         """Differentiation to edge programs."""
         step = stages["step"]
-        fuse = FuseEdgePrograms().run
+        fuse, simplify = FuseEdgePrograms().run, Simplify().run
         if not wrt:
-            return Stages(stages.captured, {**stages.programs, "forward": verify(fuse(step.at("forward")))})
-        joint = verify(differentiate(step, wrt))
+            return Stages(stages.captured, {**stages.programs, "forward": verify(fuse(simplify(step.at("forward"))))})
+        joint = verify(simplify(differentiate(step, wrt)))
         forward, backward = split(joint)
         added = {"joint": joint, "forward": verify(fuse(forward)), "backward": verify(fuse(backward))}
         return Stages(stages.captured, {**stages.programs, **added})

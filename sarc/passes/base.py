@@ -25,7 +25,7 @@ Either does nothing, and says so, when no two calls are equal or every call is r
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.fx as fx
@@ -80,6 +80,10 @@ class Builder:
         return self.call(aten.reshape.default, value, [size_of(dim, self.spaces) for dim in dims])
 
 
+# By operator, what may be made of a call of it: an equal value, or None where the rule does not fit.
+Rules = Mapping[object, tuple[Callable[[fx.Node, Builder], fx.Node | None], ...]]
+
+
 def infer_types(graph: fx.Graph, spaces: Spaces) -> None:
     """Type every call of `graph`, whose placeholders are typed."""
     for node in graph.nodes:
@@ -103,6 +107,20 @@ def merge_common(graph: fx.Graph, on_merge: Callable[[fx.Node, fx.Node], None] |
             graph.erase_node(node)
             changed = True
     return changed
+
+
+def renumbered(graph: fx.Graph) -> fx.Graph:
+    """A copy whose calls are named by their operators and numbered in order."""
+    made = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op == "call_function":
+            operands = fx.map_arg((node.args, dict(node.kwargs)), env.__getitem__)
+            env[node] = made.call_function(node.target, *operands)
+            env[node].meta = dict(node.meta)
+        else:
+            env[node] = made.node_copy(node, env.__getitem__)
+    return made
 
 
 def tidy(graph: fx.Graph, spaces: Spaces) -> None:

@@ -48,7 +48,8 @@ def values_and_gradients(found: Program, sizes: dict[str, int]) -> dict[str, Ten
     cotangents = [torch.randn(r.shape, generator=generator, dtype=torch.float64).to(r.dtype) for r in results]
     torch.autograd.backward(results, cotangents)
     out = {f"result {k}": r.detach() for k, r in enumerate(results)}
-    return out | {f"gradient of {k}": v.grad for k, v in inputs.items() if v.grad is not None}
+    real = {k: v for k, v in inputs.items() if v.requires_grad}
+    return out | {f"gradient of {k}": torch.zeros_like(v) if v.grad is None else v.grad for k, v in real.items()}
 
 
 def assert_same_numbers(after: Program, before: Program) -> None:

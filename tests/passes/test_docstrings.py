@@ -26,6 +26,7 @@ from sarc.passes.forward.factor_folds import FactorFolds
 from sarc.passes.forward.raise_graph_ops import RaiseGraphOps
 from sarc.passes.joint.differentiate import differentiate
 from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
+from sarc.passes.joint.simplify import Simplify
 from sarc.passes.joint.split import split
 from sarc.passes.partitioned.build_schedule import build_schedule
 from sarc.passes.partitioned.partition_program import PartitionProgram
@@ -83,6 +84,7 @@ ON_PROGRAM: dict[str, Callable[[Program], tuple[Program, ...]]] = {
     "sarc.passes.forward.factor_folds": lambda p: (FactorFolds().run(p),),
     "sarc.passes.forward.bind": bind,
     "sarc.passes.joint.differentiate": lambda p: (differentiate(p, parameters(p)),),
+    "sarc.passes.joint.simplify": lambda p: (Simplify().run(p),),
     "sarc.passes.joint.split": split,
     "sarc.passes.joint.fuse_edge_programs": lambda p: (FuseEdgePrograms().run(p),),
     "sarc.passes.partitioned.partition_program": lambda p: (PartitionProgram(frozenset({"src"})).run(p),),

@@ -18,6 +18,7 @@ from sarc.passes.forward.bind import bind
 from sarc.passes.forward.factor_folds import FactorFolds
 from sarc.passes.joint.differentiate import differentiate
 from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
+from sarc.passes.joint.simplify import Simplify
 from sarc.passes.joint.split import split
 from sarc.passes.partitioned.partition_program import PartitionProgram
 from tests.ir.stages import MODELS, Compiled, E, N, compiled, known_inputs, run_step
@@ -55,7 +56,9 @@ def test_no_pass_alters_its_input(name: str) -> None:
     for rewrite in ALGEBRA:
         rewrite.run(raised)
     bind(raised)
-    differentiate(step, gradient_inputs(made))
+    derivative = differentiate(step, gradient_inputs(made))
+    text_of_derivative = format_program(derivative)
+    Simplify().run(derivative)
     split(joint)
     before_fusion = split(joint)[1]
     text = format_program(before_fusion)
@@ -63,6 +66,7 @@ def test_no_pass_alters_its_input(name: str) -> None:
     PartitionProgram(remote_columns(fused)).run(fused)
     assert format_program(raised) == made.texts["raised"]
     assert format_program(step) == made.texts["step"]
+    assert format_program(derivative) == text_of_derivative
     assert format_program(joint) == made.texts["joint"]
     assert format_program(before_fusion) == text
     assert format_program(fused) == made.texts["backward"]
@@ -72,6 +76,7 @@ def test_nothing_to_fuse_and_nothing_to_partition_give_the_same_object() -> None
     rows = parse_program(ROWS)
     for rewrite in ALGEBRA:
         assert rewrite.run(rows) is rows
+    assert Simplify().run(rows) is rows
     assert FuseEdgePrograms().run(rows) is rows
     assert PartitionProgram(frozenset({"src"})).run(rows) is rows
     assert merge_common(rows.graph) is False
@@ -115,7 +120,7 @@ def test_algebra_keeps_values_and_gradients(name: str) -> None:
 
 def test_the_passes_take_the_same_way_from_text() -> None:
     made = compiled("gat")
-    joint = differentiate(parse_program(made.texts["step"]), gradient_inputs(made))
+    joint = Simplify().run(differentiate(parse_program(made.texts["step"]), gradient_inputs(made)))
     forward, backward = (FuseEdgePrograms().run(p) for p in split(joint))
     assert format_program(joint) == made.texts["joint"]
     assert format_program(forward) == made.texts["forward"]

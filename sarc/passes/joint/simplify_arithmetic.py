@@ -1,0 +1,193 @@
+"""The arithmetic rules of simplify: neutral operands, negations, scalars, sums of spread factors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+from sarc.ir.dialect import REDUCE
+from sarc.ir.layout_rules import reduced_axes
+from sarc.ir.program import type_of
+from sarc.ir.space import Rows
+from sarc.passes.base import Builder, Rules
+
+aten = torch.ops.aten
+
+ADD, SUB, MUL, DIV = aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor
+NEG, SUM = aten.neg.default, aten.sum.dim_IntList
+
+
+def _is(value: Any, target: object) -> bool:
+    return isinstance(value, fx.Node) and value.target is target
+
+
+def _once(value: Any, target: object) -> bool:
+    """Whether `value` is a call of `target` that nothing else reads."""
+    return _is(value, target) and len(value.users) == 1
+
+
+def _number(value: Any) -> float | int | None:
+    """A literal number."""
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def constant_operand(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """op(x, full(c)) -> op(x, c)"""
+    a, b = node.args[:2]
+    if node.target in (ADD, MUL) and _is(a, aten.full.default) and not _is(b, aten.full.default):
+        a, b = b, a
+    if not _is(b, aten.full.default) or not isinstance(a, fx.Node) or _number(b.args[1]) is None or node.kwargs:
+        return None
+    return builder.call(node.target, a, b.args[1])
+
+
+def neutral(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """x * 1, x / 1, x + 0, x - 0 -> x"""
+    a, b = node.args[:2]
+    return a if _number(b) == (1 if node.target in (MUL, DIV) else 0) else None
+
+
+def negated_operand(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """a + (-b) -> a - b and the like: a sum takes negations in"""
+    a, b = node.args[:2]
+    if node.kwargs:
+        return None
+    if _is(b, NEG) and isinstance(a, fx.Node):
+        return builder.call(SUB if node.target is ADD else ADD, a, b.args[0])
+    if node.target is ADD and _is(a, NEG) and isinstance(b, fx.Node):
+        return builder.call(SUB, b, a.args[0])
+    return None
+
+
+def negated_factor(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """(-a) * b -> -(a * b): negations move towards the sums that take them in"""
+    a, b = node.args[:2]
+    if _once(a, NEG):
+        if _number(b) is not None:
+            return builder.call(node.target, a.args[0], -b)
+        return builder.call(NEG, builder.call(node.target, a.args[0], b))
+    if _once(b, NEG) and isinstance(a, fx.Node):
+        return builder.call(NEG, builder.call(node.target, a, b.args[0]))
+    return None
+
+
+def negated_rows(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """sum(-x) -> -sum(x), for sums and for folds"""
+    if not _once(node.args[0], NEG) or (node.target is REDUCE and node.args[4] != "sum"):
+        return None
+    return builder.call(NEG, builder.call(node.target, node.args[0].args[0], *node.args[1:], **node.kwargs))
+
+
+def negation(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """-(-x) -> x, -(a - b) -> b - a, -(x * c) -> x * -c"""
+    (x,) = node.args
+    if _is(x, NEG):
+        return x.args[0]
+    if _once(x, SUB) and isinstance(x.args[1], fx.Node) and not x.kwargs:
+        return builder.call(SUB, x.args[1], x.args[0])
+    if (_once(x, MUL) or _once(x, DIV)) and _number(x.args[1]) is not None:
+        return builder.call(x.target, x.args[0], -x.args[1])
+    return None
+
+
+def scaled_twice(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """(x * c) * d -> x * (c d)"""
+    x, factor = node.args[:2]
+    if _number(factor) is None or not _once(x, MUL) or _number(x.args[1]) is None:
+        return None
+    return builder.call(MUL, x.args[0], x.args[1] * factor)
+
+
+def sum_of_spread(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """sum(a * u) -> sum(a) * u where u has length one along the summed axes"""
+    product, axes, keep = node.args[0], node.args[1], len(node.args) > 2 and node.args[2]
+    if not _once(product, MUL) or not all(isinstance(a, fx.Node) for a in product.args) or node.kwargs:
+        return None
+    dims = type_of(product).dims
+    summed = reduced_axes({"dim": axes}, dims)
+    for rows, factor in (product.args, product.args[::-1]):
+        shape = type_of(factor).dims
+        shape = (1,) * (len(dims) - len(shape)) + shape
+        if type_of(rows).dims != dims or any(shape[a] != 1 for a in summed):
+            continue
+        if any(isinstance(dims[a], Rows) for a in summed) and any(isinstance(d, Rows) for d in shape):
+            continue
+        total = builder.call(SUM, rows, list(axes), *([True] if keep else []))
+        drop = [] if keep else sorted(a - len(dims) + len(type_of(factor).dims) for a in summed)
+        drop = [a for a in drop if a >= 0]
+        return builder.call(MUL, total, builder.call(aten.squeeze.dims, factor, drop) if drop else factor)
+    return None
+
+
+def sum_of_expanded(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """sum(expand(x)) over the axis that was spread -> x * its length"""
+    spread, axes, keep = node.args[0], node.args[1], len(node.args) > 2 and node.args[2]
+    if not _is(spread, aten.expand.default) or node.kwargs:
+        return None
+    dims, inner = type_of(spread).dims, type_of(spread.args[0]).dims
+    inner = (1,) * (len(dims) - len(inner)) + inner
+    summed = reduced_axes({"dim": axes}, dims)
+    if any(isinstance(dims[a], Rows) or inner[a] != 1 for a in summed):
+        return None
+    x = builder.align(spread.args[0], len(dims))
+    kept = tuple(1 if a in summed else d for a, d in enumerate(dims))
+    x = builder.expand(builder.call(MUL, x, math.prod(dims[a] for a in summed)), kept)
+    return x if keep else builder.call(aten.squeeze.dims, x, sorted(summed))
+
+
+def sum_over_ones(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """sum over axes of length one -> the value without them"""
+    x, axes, keep = node.args[0], node.args[1], len(node.args) > 2 and node.args[2]
+    dims = type_of(x).dims
+    summed = reduced_axes({"dim": axes}, dims)
+    if any(dims[a] != 1 for a in summed) or not summed:
+        return None
+    return x if keep else builder.call(aten.squeeze.dims, x, sorted(summed))
+
+
+def features_first(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """A contraction of edges and their features -> of one number an edge, which its features are summed to"""
+    x, keep = node.args[0], len(node.args) > 2 and node.args[2]
+    dims = type_of(x).dims
+    summed = reduced_axes({"dim": node.args[1] if len(node.args) > 1 else None}, dims)
+    rows = [a for a in summed if isinstance(d := dims[a], Rows) and builder.spaces[d.space].on_edges]
+    if len(rows) != 1 or node.kwargs or (node.target is SUM and len(summed) == 1):
+        return None
+    features = sorted(summed - set(rows))
+    total = builder.call(SUM, x, features, True) if features else x
+    total = builder.call(SUM, total, rows, True)
+    return total if keep else builder.call(aten.squeeze.dims, total, sorted(summed))
+
+
+def same_branches(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """where(c, a, a) -> a; where(c, where(c, a, b), d) -> where(c, a, d)"""
+    mask, yes, no = node.args
+    if yes is no:
+        return yes
+    if _is(yes, aten.where.self) and yes.args[0] is mask:
+        return builder.call(aten.where.self, mask, yes.args[1], no)
+    if _is(no, aten.where.self) and no.args[0] is mask:
+        return builder.call(aten.where.self, mask, yes, no.args[2])
+    return None
+
+
+def same_dtype(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """A conversion to the dtype that a value has -> the value"""
+    return node.args[0] if set(node.kwargs) <= {"dtype"} else None
+
+
+ARITHMETIC: Rules = {
+    ADD: (constant_operand, neutral, negated_operand),
+    SUB: (constant_operand, neutral, negated_operand),
+    MUL: (constant_operand, neutral, negated_factor, scaled_twice),
+    DIV: (constant_operand, neutral, negated_factor),
+    NEG: (negation,),
+    SUM: (negated_rows, sum_over_ones, sum_of_expanded, sum_of_spread, features_first),
+    aten.sum.default: (negated_rows, features_first),
+    REDUCE: (negated_rows,),
+    aten.where.self: (same_branches,),
+    aten._to_copy.default: (same_dtype,),
+}
