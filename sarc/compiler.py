@@ -10,7 +10,7 @@ import torch.fx as fx
 from torch import Tensor, nn
 
 from sarc.codegen.build import require_compiler
-from sarc.codegen.kernels import CppKernel, compile_kernels
+from sarc.codegen.kernels import CppKernel, compile_kernels, has_kernel
 from sarc.cost import program_cost
 from sarc.errors import OptionError, PartitionError
 from sarc.frontends.capture import Argument, Captured, capture, fill_results
