@@ -99,7 +99,7 @@ def _run(launch: _Launch, order: Traversal, positions: Tensor, operands, results
     after: list[Callable[[], object]] = []
     outs: list[Tensor] = []
     for k in source.results:
-        outs += _out(program.results[k], results[k], chunks, order, after)
+        outs += _out(program.results[k], results[k], chunks, order, after, fresh)
     keys = order.ordered(keys) if source.draws else keys
     used = sorted(program.columns_used("gather") | program.columns_used("reduce"))
     tensors = [order.bounds, order.starts, order.targets, order.slots, order.edges, positions, keys]
@@ -127,7 +127,7 @@ def _pack(pack: Pack, tables: Sequence[Tensor]) -> Tensor:
 
 
 def _out(
-    result: Result, into: Tensor, chunks: int, order: Traversal, after: list[Callable[[], object]]
+    result: Result, into: Tensor, chunks: int, order: Traversal, after: list[Callable[[], object]], fresh: bool
 ) -> tuple[Tensor, Tensor]:
     """What a kernel writes for a result: rows first and contiguous, and the pieces of long rows."""
     if result.kind == "contract":
@@ -138,8 +138,10 @@ def _out(
     dense = moved if moved.is_contiguous() else moved.contiguous()
     pieces = dense[:0]
     if result.kind == "reduce" and order.pieces.numel():
-        shape = (order.pieces.numel(), *dense.shape[1:])
-        pieces = torch.full(shape, start_value(result.fold, dense.dtype), dtype=dense.dtype)
+        start = start_value(result.fold, dense.dtype)
+        pieces = torch.full((order.pieces.numel(), *dense.shape[1:]), start, dtype=dense.dtype)
+        if fresh:  # no kernel visits a split row as a whole
+            dense[order.pieces] = start
         after.append(lambda: _merge(dense, order.pieces, pieces, result.fold))
     if dense is not moved:
         after.append(lambda: moved.copy_(dense))
