@@ -18,7 +18,7 @@ from torch import Tensor
 from sarc.ir.dialect import UNIFORM, fold_rows, start_value
 from sarc.ir.draws import keyed_uniform
 from sarc.ir.ops import definition, resolve_sizes
-from sarc.ir.space import Rows, ValueType
+from sarc.ir.space import Rows, ValueType, lengths
 
 
 @dataclass(frozen=True)
@@ -202,15 +202,11 @@ def run_whole(
     return tuple(folded)
 
 
-def new_accumulator(
-    result: Result, sizes: Mapping[str, int], device: torch.device, fresh: bool = False
-) -> Tensor:
-    """A tensor of a result's type holding the fold's neutral element, or anything when `fresh`."""
-    lengths = [sizes[d.space] * d.before * d.after if isinstance(d, Rows) else d for d in result.type.dims]
-    if fresh and result.kind != "contract":
-        return torch.empty(lengths, dtype=result.type.dtype, device=device)
+def new_accumulator(result: Result, sizes: Mapping[str, int], device: torch.device) -> Tensor:
+    """A tensor of a result's type holding the fold's neutral element."""
     fold = {"max": "amax", "min": "amin"}.get(result.fold, result.fold or "sum")
-    return torch.full(lengths, start_value(fold, result.type.dtype), dtype=result.type.dtype, device=device)
+    start = start_value(fold, result.type.dtype)
+    return torch.full(lengths(result.type, sizes), start, dtype=result.type.dtype, device=device)
 
 
 def contract_kind(node: fx.Node) -> str:

@@ -115,6 +115,11 @@ class ValueType:
         return f"{DTYPE_NAMES[self.dtype]}[{', '.join(map(str, self.dims))}]"
 
 
+def lengths(type_: ValueType, sizes: Mapping[str, int]) -> list[int]:
+    """The shape of a tensor of a type, for given sizes of the spaces."""
+    return [sizes[d.space] * d.before * d.after if isinstance(d, Rows) else d for d in type_.dims]
+
+
 @dataclass(frozen=True)
 class Size:
     """A number made of space sizes, as an operand: `|N| * 4`, `1 / |S0|`.

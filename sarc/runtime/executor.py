@@ -25,8 +25,9 @@ from sarc.ir.edge_program import (
 )
 from sarc.ir.ops import resolve_sizes
 from sarc.ir.program import Program
-from sarc.ir.space import Rows
+from sarc.ir.space import Rows, ValueType, lengths
 from sarc.partition.columns import Block, ColumnMap
+from sarc.runtime.memory import Pool, compute_into
 from sarc.runtime.part_state import PartState
 from sarc.runtime.structure import run_local
 from sarc.runtime.transport import AllReduce, Handle, Transport, Wait, Work
@@ -63,6 +64,7 @@ class Executor:
         values: the part's rows of each input, by placeholder name; emptied as values are freed.
         run: number of the run, common to all parts; messages of different runs never meet.
         kernels: compiled edge programs, by name; the others run in plain torch.
+        pool: memory of large results.
     """
 
     def __init__(
@@ -74,8 +76,10 @@ class Executor:
         values: dict[str, Tensor],
         run: int = 0,
         kernels: Mapping[str, Kernel] | None = None,
+        pool: Pool | None = None,
     ):
         self.kernels = kernels or {}
+        self.pool = pool or Pool()
         self.program, self.schedule, self.state, self.transport = program, schedule, state, transport
         self.env: dict[str, Any] = values
         self.number = run
@@ -123,6 +127,19 @@ class Executor:
             out = env[rows].new_full(shape, start_value(kind, env[rows].dtype))
             fold_rows(out, axis, self._map(column, dim).own_index, env[rows], kind)
             return out
+        return self._into_pool(node, env)
+
+    def _into_pool(self, node: fx.Node, env):
+        """A plain operator; a large result goes to memory of the pool."""
+        type_ = node.meta["type"]
+        if isinstance(type_, ValueType) and type_.spaces and torch.device("cpu") == self._device(node):
+            args, kwargs = resolve_sizes(
+                node, fx.map_arg(node.args, env.__getitem__), fx.map_arg(node.kwargs, env.__getitem__),
+                self.local, self.total,
+            )  # fmt: skip
+            made = compute_into(node, args, kwargs, self.pool, lengths(type_, self.local))
+            if made is not None:
+                return made
         return run_local(node, env, self.local, self.total)
 
     def _map(self, column: fx.Node, dim) -> ColumnMap:
@@ -208,7 +225,11 @@ class Executor:
         edges: EdgeProgram = self.nodes[step.call].args[0]
         device = self._device(self.nodes[step.call])
         fresh = self._is_fresh(self.nodes[step.call])
-        self.env[step.call] = [new_accumulator(r, self.local, device, fresh) for r in edges.results]
+        made = [None if fresh and r.kind != "contract" else new_accumulator(r, self.local, device) for r in edges.results]
+        self.env[step.call] = [
+            self.pool.empty(lengths(r.type, self.local), r.type.dtype) if m is None else m
+            for r, m in zip(edges.results, made, strict=True)
+        ]
         return
         yield
 

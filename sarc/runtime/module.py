@@ -17,6 +17,7 @@ from sarc.partition.layout import Partitions
 from sarc.partition.methods import partition
 from sarc.runtime.agreement import Agreement, Note, plain_attributes, problem_note
 from sarc.runtime.host import Host, host_alone, host_together, is_distributed
+from sarc.runtime.memory import Pool
 from sarc.runtime.plan import Plan, make_plan
 from sarc.runtime.step import Step
 from sarc.runtime.transport import run_collective
@@ -43,6 +44,7 @@ class CompiledModule(nn.Module):
         self._last: Variant | None = None
         self._host: Host | None = None
         self._calls = 0
+        self._pool = Pool()
         self.step = 0
         self.seed = torch.initial_seed() if seed is None else seed
         if is_distributed() and (isinstance(partitions, Partitions) or dist.get_world_size() > 1):
@@ -155,6 +157,7 @@ class CompiledModule(nn.Module):
             torch.tensor(draws),
             values,
             {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())},
+            self._pool,
         )
         results = step.run()
         return self._compiler.fill_results(

@@ -13,6 +13,7 @@ from sarc.errors import UnsupportedModelError
 from sarc.ir.program import Input, Program
 from sarc.runtime.binding import Binding, Values, cut_inputs
 from sarc.runtime.executor import Executor
+from sarc.runtime.memory import Pool
 from sarc.runtime.transport import Transport, run_parts
 
 
@@ -29,6 +30,7 @@ class Step:
         rng: int64 [2], seed and step of the call's draws.
         values: arguments of the call.
         state: parameters and buffers by name.
+        pool: memory of large tensors.
     """
 
     stages: Any
@@ -39,6 +41,7 @@ class Step:
     rng: Tensor
     values: Values
     state: Mapping[str, Tensor]
+    pool: Pool
 
     def run(self) -> dict[str, Tensor]:
         """The user's results by number, differentiable where gradients were asked for; buffers are updated."""
@@ -83,7 +86,7 @@ class Step:
         kernels = self.binding.kernels[stage]
         run = 2 * self.number + (stage == "backward")
         works = {
-            state.rank: Executor(program, schedule, state, self.transport, each, run, kernels).run()
+            state.rank: Executor(program, schedule, state, self.transport, each, run, kernels, self.pool).run()
             for state, schedule, each in zip(states, schedules, values, strict=True)
         }
         # Here and not in the executors: parts are stepped in turn, and modes set inside one would leak into the others.

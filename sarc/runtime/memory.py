@@ -1,0 +1,106 @@
+"""Pool: memory of large tensors, used again from one step to the next.
+
+A fresh large tensor costs more than filling it: the operating system hands out its pages one fault at a time, zeroed. A
+step allocates the same sizes every time, so blocks are kept when their tensors die and handed out again. A block is in
+use as long as anything shares its storage, a user's view too: it returns when the storage itself is gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+import mmap
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.fx as fx
+from torch import Tensor
+
+SMALLEST = 1 << 20
+_ALIGNMENT = 1 << 21  # of huge pages
+_SLACK = 1.5
+
+
+class Pool:
+    """Blocks of memory for CPU tensors of at least 1 MiB.
+
+    Free blocks are given back to the system, longest unused first, before a new one would make the pool grow: it holds
+    no more than what was alive at once, up to the difference between a block and what is put into it.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[mmap.mmap] = []
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes of blocks that no tensor uses."""
+        return sum(len(block) for block in self._free)
+
+    def empty(self, lengths: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor; small ones are ordinary tensors."""
+        nbytes = math.prod(lengths) * dtype.itemsize
+        if nbytes < SMALLEST:
+            return torch.empty(lengths, dtype=dtype)
+        block = self._take(nbytes)
+        lease = (ctypes.c_uint8 * nbytes).from_buffer(block, _aligned(block, nbytes))
+        # The storage keeps `lease` alive, and nothing else does.
+        weakref.finalize(lease, self._free.append, block).atexit = False
+        return torch.frombuffer(lease, dtype=dtype).view(*lengths)
+
+    def _take(self, nbytes: int) -> mmap.mmap:
+        fitting = [b for b in self._free if nbytes <= _room(b) <= _SLACK * nbytes]
+        if fitting:
+            block = min(fitting, key=len)
+            self._free.remove(block)
+            return block
+        released = 0
+        while self._free and released < nbytes:
+            released += len(self._free[0])
+            self._free.pop(0)
+        block = mmap.mmap(-1, nbytes + _ALIGNMENT)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            block.madvise(mmap.MADV_HUGEPAGE)
+        return block
+
+
+def _room(block: mmap.mmap) -> int:
+    return len(block) - _ALIGNMENT
+
+
+def _aligned(block: mmap.mmap, nbytes: int) -> int:
+    """Offset in the block of the first address that huge pages can start at."""
+    address = ctypes.addressof(ctypes.c_uint8.from_buffer(block))
+    return -address % _ALIGNMENT
+
+
+def compute_into(node: fx.Node, args: Any, kwargs: Any, pool: Pool, lengths: Sequence[int]) -> Tensor | None:
+    """The call's result in memory of the pool; None where it is small or the operator cannot be told where to write.
+
+    Args:
+        lengths: of the result.
+    """
+    type_ = node.meta["type"]
+    if math.prod(lengths) * type_.dtype.itemsize < SMALLEST:
+        return None
+    write = writing_form(node.target)
+    return None if write is None else write(*args, **kwargs, out=pool.empty(lengths, type_.dtype))
+
+
+@functools.cache
+def writing_form(target: Any) -> Callable[..., Tensor] | None:
+    """The form of an operator that writes into `out`, or None."""
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten" or len(target._schema.returns) != 1:
+        return None
+    if any(r.alias_info is not None for r in target._schema.returns):
+        return None  # a view
+    wanted = [a.name for a in target._schema.arguments]
+    for name in target.overloadpacket.overloads():
+        found = getattr(target.overloadpacket, name)
+        given = [a.name for a in found._schema.arguments]
+        types = [str(a.type) for a in found._schema.arguments[: len(wanted)]]
+        if given == [*wanted, "out"] and types == [str(a.type) for a in target._schema.arguments]:
+            return found
+    return None
