@@ -27,7 +27,9 @@ from sarc.partition.layout import Partitions
 from sarc.passes.forward.bind import bind
 from sarc.passes.forward.canonicalise import Canonicalise
 from sarc.passes.forward.factor_folds import FactorFolds
+from sarc.passes.forward.hoist_rowwise import HoistRowwise
 from sarc.passes.forward.raise_graph_ops import RaiseGraphOps
+from sarc.passes.forward.split_attention import SplitAttention
 from sarc.passes.joint.differentiate import differentiate
 from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
 from sarc.passes.joint.simplify import Simplify
@@ -102,7 +104,7 @@ class Pipeline:
         graph = RaiseGraphOps(captured.spaces, types).run(canonical)
         raised = verify(Program(graph, captured.spaces, inputs, captured.outputs, "raised", captured.constants))
         rewritten = raised
-        for algebra in (FactorFolds(),):
+        for algebra in (SplitAttention(), HoistRowwise(), FactorFolds()):
             rewritten = verify(algebra.run(rewritten))
         structure, step = bind(rewritten)
         return Stages(captured, {"raised": raised, "structure": verify(structure), "step": verify(step)})

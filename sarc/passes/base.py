@@ -33,7 +33,7 @@ import torch.fx as fx
 from sarc.ir.dialect import UNIFORM
 from sarc.ir.ops import infer, size_of
 from sarc.ir.program import remove_dead, type_of
-from sarc.ir.space import Dim, Spaces
+from sarc.ir.space import Dim, Size, Spaces
 
 aten = torch.ops.aten
 
@@ -71,13 +71,17 @@ class Builder:
         """`value` broadcast to `dims`; itself when it has them."""
         if type_of(value).dims == dims:
             return value
-        return self.call(aten.expand.default, value, [size_of(dim, self.spaces) for dim in dims])
+        return self.call(aten.expand.default, value, self.shape(dims))
 
     def reshape(self, value: fx.Node, dims: tuple[Dim, ...]) -> fx.Node:
         """`value` in the shape `dims`; itself when it has it."""
         if type_of(value).dims == dims:
             return value
-        return self.call(aten.reshape.default, value, [size_of(dim, self.spaces) for dim in dims])
+        return self.call(aten.reshape.default, value, self.shape(dims))
+
+    def shape(self, dims: tuple[Dim, ...]) -> list[Size | int]:
+        """The operand that stands for a shape."""
+        return [size_of(dim, self.spaces) for dim in dims]
 
 
 # By operator, what may be made of a call of it: an equal value, or None where the rule does not fit.

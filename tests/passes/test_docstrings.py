@@ -23,7 +23,9 @@ from sarc.passes.base import merge_common
 from sarc.passes.forward.bind import bind
 from sarc.passes.forward.canonicalise import Canonicalise
 from sarc.passes.forward.factor_folds import FactorFolds
+from sarc.passes.forward.hoist_rowwise import HoistRowwise
 from sarc.passes.forward.raise_graph_ops import RaiseGraphOps
+from sarc.passes.forward.split_attention import SplitAttention
 from sarc.passes.joint.differentiate import differentiate
 from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
 from sarc.passes.joint.simplify import Simplify
@@ -81,6 +83,8 @@ ON_CODE = {
 }
 ON_PROGRAM: dict[str, Callable[[Program], tuple[Program, ...]]] = {
     "sarc.passes.base": lambda p: (cleaned(p),),
+    "sarc.passes.forward.split_attention": lambda p: (SplitAttention().run(p),),
+    "sarc.passes.forward.hoist_rowwise": lambda p: (HoistRowwise().run(p),),
     "sarc.passes.forward.factor_folds": lambda p: (FactorFolds().run(p),),
     "sarc.passes.forward.bind": bind,
     "sarc.passes.joint.differentiate": lambda p: (differentiate(p, parameters(p)),),
