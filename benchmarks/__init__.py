@@ -1,0 +1,1 @@
+"""Benchmarks: contestants side by side in one process, each checked before it is timed (see README.md)."""
