@@ -74,7 +74,9 @@ def build(text: str, what: str) -> ctypes.CDLL:
 def require_compiler() -> None:
     """Raises CodegenError when no C++ compiler is found."""
     if compiler() is None:
-        raise CodegenError("no C++ compiler found (CXX, g++, clang++, c++): install one, or use backend='reference'")
+        raise CodegenError(
+            "no C++ compiler found (CXX, g++, clang++, c++): install one, or use backend='auto' or 'reference'"
+        )
 
 
 def _compile(text: str, source: Path, library: Path, what: str) -> None:

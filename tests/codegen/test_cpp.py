@@ -106,7 +106,7 @@ def test_attention_nobody_wrote_equals_reference(parts: int) -> None:
     model = Attention(6, 3, 5).double()
     graph = random_graph(40, 300)
     expected, _ = run(model, graph, 40, 6, parts, "reference")
-    got, kernels = run(model, graph, 40, 6, parts, "cpp")
+    got, kernels = run(model, graph, 40, 6, parts, "auto")
     assert_equal(got, expected, 1e-10)
     assert kernels[0] > 0 and kernels[1] > 0
 
@@ -124,7 +124,7 @@ def test_widths(width: int) -> None:
 def test_extremes_and_small_graphs(nodes: int, edges: int) -> None:
     graph = random_graph(nodes, edges)
     expected, _ = run(Extremes(), graph, nodes, 4, 2, "reference")
-    got, kernels = run(Extremes(), graph, nodes, 4, 2, "cpp")
+    got, kernels = run(Extremes(), graph, nodes, 4, 2, "auto")
     assert_equal(got, expected, 1e-10)
     assert sum(kernels) > 0
 
