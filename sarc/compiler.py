@@ -10,8 +10,9 @@ import torch.fx as fx
 from torch import Tensor, nn
 
 from sarc.codegen.build import compiler, require_compiler
-from sarc.codegen.coverage import Run, require_kernels, runs, warn_once
+from sarc.codegen.coverage import Run, require_kernels, runs
 from sarc.codegen.kernels import CppKernel, compile_kernels
+from sarc.codegen.warn_once import warn_once
 from sarc.cost import program_cost
 from sarc.errors import CodegenError, OptionError, PartitionError
 from sarc.frontends.capture import Argument, Captured, capture, fill_results

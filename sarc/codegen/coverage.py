@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import torch.fx as fx
 
@@ -76,12 +74,6 @@ def require_kernels(programs: Sequence[EdgeProgram], kernels: Collection[str]) -
                 f"edge program @{program.name} over {program.space} has no kernel: {found.why}; backend='auto' runs it "
                 f"in plain torch, as backend='reference' runs all of them"
             )
-
-
-@cache
-def warn_once(message: str) -> None:
-    """A warning that a process gives once."""
-    warnings.warn(message, UserWarning, stacklevel=3)
 
 
 def _without_kernel(program: EdgeProgram, has_compiler: bool) -> Run:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import sarc
 from sarc.codegen import build, coverage, kernels
+from sarc.codegen.warn_once import warn_once
 from sarc.errors import CodegenError
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler on this machine")
@@ -47,7 +48,7 @@ class NoScalarForm(nn.Module):
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SARC_CACHE_DIR", str(tmp_path))
-    coverage.warn_once.cache_clear()
+    warn_once.cache_clear()
 
 
 def call(
