@@ -10,6 +10,7 @@ from torch import Tensor
 from sarc.ir.dialect import fold_rows
 from sarc.ir.edge_program import EdgeProgram, Operand, combine_, select_block, store_block
 from sarc.ir.space import Rows
+from sarc.partition.columns import ColumnMap
 
 # A sub-block's values stay within this, unless MIN_EDGES of them are wider: fewer edges would not pay their calls.
 SUB_BLOCK_BYTES = 16 << 20
@@ -24,13 +25,15 @@ class EdgeBlock:
         length: K, their number.
         rows: int64 [K], positions among the part's edges; None when the block holds all of them.
         remote: the column that names rows of one peer's chunk, or None.
-        index: by column, what it names: int64 [K] for `remote`, int64 [edges of the part] for the others.
+        maps: of each column.
+        index: int64 [K], what `remote` names, in place of its map.
     """
 
     length: int
     rows: Tensor | None
     remote: int | None
-    index: Mapping[int, Tensor]
+    maps: Mapping[int, ColumnMap]
+    index: Tensor | None = None
 
     def edges(self, start: int, stop: int) -> Tensor | slice:
         """Positions, among the part's edges, of some of the block's."""
@@ -38,9 +41,10 @@ class EdgeBlock:
 
     def targets(self, column: int, start: int = 0, stop: int | None = None) -> Tensor:
         """int64, what a column names at some of the block's edges."""
-        if column == self.remote or self.rows is None:
-            return self.index[column][start:stop]
-        return self.index[column][self.rows[start:stop]]
+        if column == self.remote and self.index is not None:
+            return self.index[start:stop]
+        index = self.maps[column].own_index
+        return index[start:stop] if self.rows is None else index[self.rows[start:stop]]
 
 
 def sub_block_edges(program: EdgeProgram) -> int:

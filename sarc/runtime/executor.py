@@ -230,22 +230,22 @@ class Executor:
         if kernel is None:
             run_in_torch(edges, block, tables, into, keys, self.local, self.total)
         else:
-            kernel.launch(self._traversals(kernel, node, block, chunk), tables, into, keys)
+            kernel.launch(self._traversals(kernel, block, chunk), tables, into, keys)
         return
         yield
 
-    def _traversals(self, kernel: Kernel, node: fx.Node, block: EdgeBlock, chunk: Block | None) -> list[object]:
-        """The block's edges in each order that the kernel visits them, made once a graph."""
-        edges, _, columns = node.args
-        place = (edges.space, *((chunk.peer, chunk.chunk) if chunk is not None else ()))
-        names = tuple(columns[c].name for c in block.index)
+    def _traversals(self, kernel: Kernel, block: EdgeBlock, chunk: Block | None) -> list[object]:
+        """The block's edges in each order that the kernel visits them, made once a graph for all who need them."""
+        state = self.state
+        kept = state.known.traversals(block.maps.values()) if block.maps else state.traversals
+        place = (block.length,) if chunk is None else (block.remote, chunk.peer, chunk.chunk)
         found = []
         for order in kernel.orders:
-            key = (*place, names, None if order is None else columns[order].name)
-            if key not in self.state.traversals:
-                targets = {c: block.targets(c) for c in block.index}
-                self.state.traversals[key] = kernel.traverse(order, block.rows, block.length, targets)
-            found.append(self.state.traversals[key])
+            key = (tuple(block.maps), place, order)
+            if key not in kept:
+                targets = {c: block.targets(c) for c in block.maps}
+                kept[key] = kernel.traverse(order, block.rows, block.length, targets)
+            found.append(kept[key])
         return found
 
     def _edge_block(self, node: fx.Node, chunk: Block | None) -> EdgeBlock:
@@ -257,12 +257,10 @@ class Executor:
             if operand.column is not None:
                 targets[operand.column] = values[operand.value].meta["type"].dims[operand.axis]
         targets |= {r.column: r.type.dims[r.axis] for r in edges.results if r.column is not None}
-        index = {
-            c: chunk.index if chunk is not None and c == remote else self._map(columns[c], targets[c]).own_index
-            for c in sorted(targets)
-        }
-        rows = None if chunk is None else chunk.rows
-        return EdgeBlock(self.local[edges.space] if rows is None else rows.numel(), rows, remote, index)
+        maps = {c: self._map(columns[c], targets[c]) for c in sorted(targets)}
+        if chunk is None:
+            return EdgeBlock(self.local[edges.space], None, None, maps)
+        return EdgeBlock(chunk.rows.numel(), chunk.rows, remote, maps, chunk.index)
 
     def _block(self, node: fx.Node, step: ins.RunBlock) -> Block | None:
         edges = node.args[0]
