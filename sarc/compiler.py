@@ -9,15 +9,17 @@ import torch
 import torch.fx as fx
 from torch import Tensor, nn
 
-from sarc.codegen.build import require_compiler
+from sarc.codegen.build import compiler, require_compiler
+from sarc.codegen.coverage import Run, require_kernels, runs
 from sarc.codegen.kernels import CppKernel, compile_kernels, has_kernel
+from sarc.codegen.warn_once import warn_once
 from sarc.cost import program_cost
-from sarc.errors import OptionError, PartitionError
+from sarc.errors import CodegenError, OptionError, PartitionError
 from sarc.frontends.capture import Argument, Captured, capture, fill_results
 from sarc.frontends.check_inputs import check_arguments, check_graph, check_ranks, find_graph
 from sarc.frontends.check_options import check_options
 from sarc.frontends.inputs import argument, candidates, choose, take_apart
-from sarc.ir.edge_program import edge_call
+from sarc.ir.edge_program import EdgeProgram, edge_call
 from sarc.ir.program import Input, Program
 from sarc.ir.schedule import Schedule
 from sarc.ir.space import Rows, Space, Spaces, ValueType
@@ -39,6 +41,9 @@ from sarc.passes.partitioned.fuse_rows import FuseRows
 from sarc.passes.partitioned.merge_row_phases import MergeRowPhases
 from sarc.passes.partitioned.partition_program import PartitionProgram
 from sarc.runtime.module import CompiledModule
+
+BACKENDS = ("auto", "cpp", "reference")
+DEFAULT_BACKEND = "reference"
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,10 @@ class Pipeline:
     The first block reads calls; the runtime reaches it through here, since it stands on the frontends' floor.
 
     Args:
-        backend: "reference" (plain torch) or "cpp" (edge programs with a scalar form become C++ kernels).
+        backend: one of `BACKENDS` (see `compile`).
     """
 
-    def __init__(self, backend: str = "reference"):
+    def __init__(self, backend: str = DEFAULT_BACKEND):
         self.backend = backend
 
     take_apart = staticmethod(take_apart)
@@ -123,7 +128,7 @@ class Pipeline:
     def partition(self, program: Program, remote: frozenset[str]) -> Program:
         """The program of one part, for columns known to reach other parts."""
         partitioned = PartitionProgram(remote).run(program)
-        if self.backend != "reference":
+        if self.backend != "reference" and compiler() is not None:
             partitioned = FuseRows(has_kernel).run(MergeRowPhases(has_kernel).run(partitioned))
         return verify(partitioned)
 
@@ -142,10 +147,36 @@ class Pipeline:
         return build_schedule(program, rank, num_parts, columns, prefetch)
 
     def kernels(self, program: Program) -> dict[str, CppKernel]:
-        """Compiled edge programs of a partitioned program, by name; none with the reference backend."""
-        if self.backend == "reference":
+        """Compiled edge programs of a partitioned program, by name; the others run in plain torch.
+
+        Raises:
+            CodegenError: backend "cpp", and one that should have a kernel has none.
+        """
+        programs = edge_programs(program)
+        if self.backend == "cpp":
+            made = compile_kernels(programs)
+            require_kernels(programs, made)
+            return made
+        if self.backend == "reference" or compiler() is None:
             return {}
-        return compile_kernels([n.args[0] for n in program.graph.nodes if n.target is edge_call])
+        made = {}
+        for edges in programs:
+            try:
+                made |= compile_kernels([edges])
+            except CodegenError as error:
+                warn_once(f"a kernel could not be built, plain torch runs in its place: {error}")
+        return made
+
+    def runs(self, program: Program, kernels: Mapping[str, CppKernel]) -> dict[str, Run]:
+        """How each edge program of a partitioned program runs, by name."""
+        programs = edge_programs(program)
+        found = runs(programs, kernels, self.backend, compiler() is not None)
+        return {edges.name: run for edges, run in zip(programs, found, strict=True)}
+
+
+def edge_programs(program: Program) -> list[EdgeProgram]:
+    """The edge programs of a program, in order."""
+    return [n.args[0] for n in program.graph.nodes if n.target is edge_call]
 
 
 def graph_spaces() -> Spaces:
@@ -191,7 +222,7 @@ def compile(
     spaces: Mapping[str, str | None] | None = None,
     prefetch: int = 1,
     seed: int | None = None,
-    backend: str = "reference",
+    backend: str = DEFAULT_BACKEND,
 ) -> CompiledModule:
     """Compile `model` to run full-batch, and exactly, over the partitions of a graph.
 
@@ -204,8 +235,10 @@ def compile(
         spaces: for arguments whose rows cannot be told from their shapes: name -> "N", "E" or None (replicated).
         prefetch: chunks of rows posted ahead of the one in use; at most 2 (1 + prefetch) are alive on a part.
         seed: of dropout and other random operators; None takes torch's initial seed. All ranks use rank 0's.
-        backend: "reference" runs edge programs as plain torch operators; "cpp" compiles those that have a scalar form
-            to C++ kernels (about a second each, kept in a cache).
+        backend: "auto" runs each edge program as a C++ kernel where it has a scalar form (built in a fraction of a
+            second, kept in a cache), and in plain torch where it has none or the machine has no compiler, which a
+            warning says once; "cpp" raises where "auto" would fall back; "reference" runs all in plain torch. Matrix
+            products of every edge run in plain torch under each. `plan()` says how each edge program runs, and why.
 
     Returns:
         A module called like `model`: with whole-graph tensors in one process; under torchrun with the rows a rank owns
@@ -215,7 +248,7 @@ def compile(
         OptionError: `model` is no module, or an option has a value that it cannot have.
         UnsupportedModelError: at the first call, when the model cannot be captured or partitioned.
         PartitionError, GraphError: partitions that do not fit the world or the call.
-        CodegenError: backend "cpp" without a C++ compiler.
+        CodegenError: backend "cpp" without a C++ compiler; at the first call, with an edge program that has no kernel.
     """
     check_options(model, spaces, prefetch, seed)
     if isinstance(model, CompiledModule):
@@ -227,8 +260,10 @@ def compile(
         )
     if isinstance(partitions, int) and partitions < 1:
         raise PartitionError(f"expected at least 1 part, got {partitions}")
-    if backend not in ("reference", "cpp"):
-        raise OptionError(f"backend: expected 'reference' or 'cpp', got {backend!r}")
+    if backend not in BACKENDS:
+        raise OptionError(f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     if backend == "cpp":
         require_compiler()
+    if backend == "auto" and compiler() is None:
+        warn_once("no C++ compiler found (CXX, g++, clang++, c++): edge programs run in plain torch, which is slower")
     return CompiledModule(model, partitions, Pipeline(backend), spaces=dict(spaces or {}), prefetch=prefetch, seed=seed)

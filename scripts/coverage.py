@@ -19,6 +19,7 @@ os.environ.setdefault("DGLBACKEND", "pytorch")  # before any import of dgl
 REPOSITORY = Path(__file__).resolve().parents[1]
 PATH = REPOSITORY / "docs" / "coverage.md"
 PARTS = 4
+LETTERS = {"kernel": "k", "blocks of torch": "b", "reference": "f"}
 
 INTRODUCTION = f"""# Coverage
 
@@ -30,6 +31,8 @@ plain one.
 - **error**: the largest error of any output, gradient or buffer against the plain module, max|a - b| / max(1, max|b|),
   as the next power of ten; the promise is 1e-10.
 - **edge programs**: traversals of the edges in the forward and in the backward pass.
+- **run as**: how many edge programs (those over other row sets included) become kernels (k), hold matrix products of
+  every edge and so run in plain torch, some edges at a time (b), or fall back to plain torch without (f), and why.
 - **edge tensors**: values of E rows that exist as tensors, and why; everything else over edges is computed chunk by
   chunk. *returned*: to the caller, as results or as gradients of edge inputs. *read first* and *folded later*: a
   traversal exchanges rows through one column of the edges; those of a second one are fetched before it or folded after
@@ -45,16 +48,22 @@ class Row:
     error: float
     forward: int
     backward: int
+    runs: Counter[str] = field(default_factory=Counter)
+    reasons: list[str] = field(default_factory=list)
     stored: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         order = "0" if self.error == 0 else f"1e{math.ceil(math.log10(self.error))}"
         stored = ", ".join(f"{count} {reason}" for reason, count in sorted(self.stored.items())) or "none"
-        return f"| {self.name} | {order} | {self.forward} + {self.backward} | {stored} |"
+        runs = " ".join(f"{self.runs[how]}{letter}" for how, letter in LETTERS.items() if self.runs[how]) or "none"
+        why = f": {'; '.join(dict.fromkeys(self.reasons))}" if self.reasons else ""
+        return f"| {self.name} | {order} | {self.forward} + {self.backward} | {runs}{why} | {stored} |"
 
 
 def examine(case) -> Row:
     """Compile a case, compare one training step, count its traversals and stored edge tensors."""
+    from sarc.codegen.coverage import scalar_form
+    from sarc.compiler import edge_programs
     from sarc.runtime.replay import replay
     from tests.equivalence.case import standard_cut
     from tests.equivalence.compare import observe, pair, worst
@@ -66,9 +75,18 @@ def examine(case) -> Row:
     with replay(compiled):
         expected = observe(case, plain, values)
     programs = compiled._called().binding.programs
+    forms = [scalar_form(edges) for program in programs.values() for edges in edge_programs(program)]
     counts = {stage: len(_traversals(programs[stage])) if stage in programs else 0 for stage in ("forward", "backward")}
     stored = sum((_stored(program) for program in programs.values()), Counter())
-    return Row(case.name, worst(actual, expected)[0], counts["forward"], counts["backward"], stored)
+    return Row(
+        case.name,
+        worst(actual, expected)[0],
+        counts["forward"],
+        counts["backward"],
+        Counter(form.how for form in forms),
+        [form.why.split(" (")[0] for form in forms if form.is_fallback],
+        stored,
+    )
 
 
 def _traversals(program) -> list:
@@ -122,6 +140,8 @@ def document() -> str:
         rows += found
         lines += [f"## {group}", "", "| model | error | edge programs | edge tensors |", "|---|---|---|---|"]
         lines += [*map(str, found), ""]
+    runs = sum((row.runs for row in rows), Counter())
+    fallen = sum(bool(row.reasons) for row in rows)
     clean = sum(not row.stored.keys() - {"returned"} for row in rows)
     lines += [
         "## Refused",
@@ -134,6 +154,8 @@ def document() -> str:
         "",
         f"{len(rows)} models run, worst error {max(r.error for r in rows):.0e}; {clean} of them hold no edge tensor "
         f"but those they return. {len(REFUSED)} are refused.",
+        f"Of their {runs.total()} edge programs {runs['kernel']} are kernels, {runs['blocks of torch']} run in blocks "
+        f"of torch, {runs['reference']} fall back, in {fallen} models.",
         "",
     ]
     return "\n".join(lines)

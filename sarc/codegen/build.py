@@ -1,4 +1,8 @@
-"""Building kernels: compile a translation unit once, keep the library in the user's cache, load it with ctypes."""
+"""Building kernels: compile a translation unit once, keep the library in the user's cache, load it with ctypes.
+
+A library is kept under a name made of everything it depends on, and ends in a checksum of itself: one that was cut
+short or altered is built again. Files appear whole (written beside, then renamed), so processes may share a cache.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +14,59 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
+import stat
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+from sarc.codegen.warn_once import warn_once
 from sarc.errors import CodegenError
 
 FLAGS = (
     "-O3", "-march=native", "-mprefer-vector-width=512", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math",
     "-ffp-contract=fast", "-fno-signed-zeros",
 )  # fmt: skip
+# Far more than any kernel takes: a compiler that is not done by then hangs.
+COMPILE_SECONDS = 120.0
+_MARK = b"\nsarc sha256 "
+_SHOWN_LINES = 12
 
 
-def cache_directory() -> Path:
-    """SARC_CACHE_DIR, or `sarc` under the user's cache directory."""
-    given = os.environ.get("SARC_CACHE_DIR")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sarc"
+def build(text: str, what: str) -> ctypes.CDLL:
+    """The loaded library of a C++ translation unit, compiled unless the cache holds it.
+
+    Concurrent processes compile a unit once: the others wait for its lock.
+
+    Args:
+        text: the translation unit.
+        what: the kernel and the user's line, for messages.
+
+    Raises:
+        CodegenError: no compiler, or it failed, crashed or did not end; the message shows its first lines and where the
+            source is kept. Or the library cannot be loaded.
+    """
+    require_compiler()
+    key = hashlib.sha256("\0".join([text, *FLAGS, _machine()]).encode()).hexdigest()[:32]
+    folder = cache_directory()
+    try:
+        return _build_in(folder, key, text, what)
+    except OSError as error:
+        other = _temporary_directory()
+        warn_once(
+            f"the cache of kernels {folder} cannot be used ({error.strerror or error}): they are kept in {other} "
+            f"instead; set SARC_CACHE_DIR to a folder that can be written to"
+        )
+        return _build_in(other, key, text, what)
+
+
+def require_compiler() -> None:
+    """Raises CodegenError when no C++ compiler is found."""
+    if compiler() is None:
+        raise CodegenError(
+            "no C++ compiler found (CXX, g++, clang++, c++): install one, or use backend='auto' or 'reference'"
+        )
 
 
 @functools.cache
@@ -37,6 +76,30 @@ def compiler() -> str | None:
         if name and shutil.which(name):
             return shutil.which(name)
     return None
+
+
+def cache_directory() -> Path:
+    """SARC_CACHE_DIR, or `sarc` under the user's cache directory. It may be deleted at any time."""
+    given = os.environ.get("SARC_CACHE_DIR")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "sarc"
+
+
+def _temporary_directory() -> Path:
+    """A folder of this user alone, the same for all processes: what is loaded from it must not be another user's."""
+    folder = Path(tempfile.gettempdir()) / f"sarc-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
+            return folder
+    return _own_directory()
+
+
+@functools.cache
+def _own_directory() -> Path:
+    return Path(tempfile.mkdtemp(prefix="sarc-"))
 
 
 @functools.cache
@@ -50,41 +113,92 @@ def _machine() -> str:
     return version.splitlines()[0] + features if version else features
 
 
-def build(text: str, what: str) -> ctypes.CDLL:
-    """The loaded library of a C++ translation unit, compiled unless the cache holds it.
-
-    Concurrent processes compile a unit once: the others wait for its lock.
-
-    Raises:
-        CodegenError: no compiler, or it failed; the message shows its first lines and where the source is kept.
-    """
-    require_compiler()
-    key = hashlib.sha256("\0".join([text, *FLAGS, _machine()]).encode()).hexdigest()[:32]
-    folder = cache_directory()
+def _build_in(folder: Path, key: str, text: str, what: str) -> ctypes.CDLL:
+    """`build` in one folder; OSError when it cannot be written to and does not hold the library."""
+    library = folder / f"{key}.so"
+    if _is_whole(library):
+        with contextlib.suppress(OSError):  # built for another machine, or the folder forbids it: build it here
+            return ctypes.CDLL(str(library))
     folder.mkdir(parents=True, exist_ok=True)
-    library, source = folder / f"{key}.so", folder / f"{key}.cpp"
-    if not library.exists():
-        with open(folder / f"{key}.lock", "w") as lock:
+    with _locked(folder / f"{key}.lock"):
+        if not _is_whole(library):
+            _compile(text, folder / f"{key}.cpp", library, what)
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError:
+        _compile(text, folder / f"{key}.cpp", library, what)
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise CodegenError(
+            f"{what}: the library that {compiler()} made cannot be loaded: {error}; if its folder forbids programs "
+            f"(noexec), set SARC_CACHE_DIR to another one"
+        ) from error
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether a library ends in its own checksum."""
+    try:
+        content, mark, checksum = library.read_bytes().rpartition(_MARK)
+    except FileNotFoundError:
+        return False
+    return bool(mark) and hashlib.sha256(content).hexdigest().encode() == checksum
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time; all of them where the file system has no locks: each file is renamed into place whole."""
+    with open(path, "w") as lock:
+        with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not library.exists():
-                _compile(text, source, library, what)
-    return ctypes.CDLL(str(library))
-
-
-def require_compiler() -> None:
-    """Raises CodegenError when no C++ compiler is found."""
-    if compiler() is None:
-        raise CodegenError("no C++ compiler found (CXX, g++, clang++, c++): install one, or use backend='reference'")
+        yield
 
 
 def _compile(text: str, source: Path, library: Path, what: str) -> None:
-    source.write_text(text)
-    handle, partial = tempfile.mkstemp(suffix=".so", dir=library.parent)
-    os.close(handle)
-    command = [compiler() or "c++", *FLAGS, str(source), "-o", partial]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        os.unlink(partial)
-        shown = "\n".join(done.stderr.splitlines()[:12])
-        raise CodegenError(f"{what}: {' '.join(command)} failed:\n{shown}\nthe source is kept in {source}")
-    os.replace(partial, library)
+    """Compile into a file of this process's own, then rename it."""
+    with tempfile.TemporaryDirectory(prefix="build-", dir=library.parent) as scratch:
+        mine, made = Path(scratch) / source.name, Path(scratch) / library.name
+        mine.write_text(text)
+        os.replace(mine, source)
+        command = [compiler() or "c++", *FLAGS, str(source), "-o", str(made)]
+        try:
+            code, output = _run(command)
+        except OSError as error:
+            raise CodegenError(f"{what}: {command[0]} cannot be started: {error}") from error
+        if code != 0 or not made.exists():
+            shown = "\n".join(output.splitlines()[:_SHOWN_LINES])
+            raise CodegenError(f"{what}: {' '.join(command)} {_ended(code)}:\n{shown}\nthe source is kept in {source}")
+        content = made.read_bytes()
+        made.write_bytes(content + _MARK + hashlib.sha256(content).hexdigest().encode())
+        os.replace(made, library)
+
+
+def _run(command: list[str]) -> tuple[int | None, str]:
+    """Exit code (None: it did not end in time) and errors of a command; nothing of it is left running."""
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        errors="replace", start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            _, errors = process.communicate(timeout=COMPILE_SECONDS)
+        except subprocess.TimeoutExpired:
+            _kill(process)
+            return None, process.communicate()[1]
+        except BaseException:
+            _kill(process)
+            raise
+    return process.returncode, errors
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """End a compiler and the programs it started: they share its process group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _ended(code: int | None) -> str:
+    if code is None:
+        return f"did not end within {COMPILE_SECONDS:g} s"
+    if code < 0:
+        return f"was ended by signal {signal.Signals(-code).name}"
+    return "made no library" if code == 0 else f"failed with exit code {code}"

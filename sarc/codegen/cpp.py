@@ -7,7 +7,6 @@ threads. Folds to the row stay in local arrays until the row ends. What a body c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.fx as fx
@@ -16,7 +15,6 @@ from sarc.codegen.body import Body, features, width
 from sarc.codegen.expression import C_TYPES, STORED_WIDE, literal, stored_type
 from sarc.codegen.lower import BLOCK, Loop, Lowering, Value, spell
 from sarc.codegen.prelude import PRELUDE
-from sarc.codegen.views import Index
 from sarc.ir.dialect import start_value
 from sarc.ir.edge_program import EdgeProgram, fold_to_rows
 
@@ -83,7 +81,7 @@ class _Kernel(Lowering):
         self.order, self.results, self.scratch = body.order, body.results, scratch
         self.load: list[str] = []
         self.edge_pointers: dict[str, str] = {}
-        self.prefetched: set[str] = set()
+        self.prefetched: set[int] = set()
         self.packs = self._packs()
         self.packed = {k: (p, at) for p, pack in enumerate(self.packs) for k, at in pack.operands}
 
@@ -209,10 +207,10 @@ class _Kernel(Lowering):
         name, size = self.names.get(root, ""), width(root)
         if not name:  # a view of an array, or an expression
             name = self._copy(root, value)
-        loop = f"for (int i = 0; i < {size}; ++i) "
+        each = f"for (int i = 0; i < {size}; ++i) "
         if op == "sum":
-            return [f"{loop}{acc}[i] += sarc_sum_of({name} + i * {BLOCK}, count);"]
-        return [f"{loop}{acc}[i] = sarc_{op}_of({name} + i * {BLOCK}, count, {acc}[i]);"]
+            return [f"{each}{acc}[i] += sarc_sum_of({name} + i * {BLOCK}, count);"]
+        return [f"{each}{acc}[i] = sarc_{op}_of({name} + i * {BLOCK}, count, {acc}[i]);"]
 
     def _copy(self, root: fx.Node, value: Value) -> str:
         array = self.new_array(root)
@@ -227,14 +225,17 @@ class _Kernel(Lowering):
             root, result = self.body.roots[k], self.program.results[k]
             if result.kind != "store" or self.body.passes[root] != sweep or self.body.fold_phase(root) != phase:
                 continue
-            value, size = self.value(root), width(root)
-            where = "k" if -1 - k in self.scratch else "edges[k]"
-            kind = stored_type(result.type.dtype)
-            wrap = "sarc_round({})" if result.type.dtype in STORED_WIDE else "{}"
-            put = lambda at, v=value, wrap=wrap: f"out[{self.linear(at, v.dims)}] = {wrap.format(v.element(at))};"  # noqa: E731
-            one: list[str | Loop] = [f"{{ {kind}* __restrict out = y{k} + int64_t({where}) * {size};", self.nest(value.dims, put), "}"]
+            one = self._put(k, "k" if -1 - k in self.scratch else "edges[k]")
             lines += one if phase % 2 else ["for (int q = 0; q < count; ++q) {", "const int64_t k = k0 + q;", *one, "}"]
         return lines
+
+    def _put(self, k: int, where: str) -> list[str | Loop]:
+        """Statements that write a value as row `where` of a result."""
+        value, type_ = self.value(self.body.roots[k]), self.program.results[k].type
+        form = "out[{}] = sarc_round({});" if type_.dtype in STORED_WIDE else "out[{}] = {};"
+        loop = self.nest(value.dims, lambda at: form.format(self.linear(at, value.dims), value.element(at)))
+        row = f"int64_t({where}) * {width(self.body.roots[k])}"
+        return [f"{{ {stored_type(type_.dtype)}* __restrict out = y{k} + {row};", loop, "}"]
 
     # --- loops
 
@@ -365,11 +366,7 @@ class _Kernel(Lowering):
             result, root = self.program.results[k], self.body.roots[k]
             if result.kind != "rows":
                 continue
-            value, size = self.value(root), width(root)
-            kind = stored_type(result.type.dtype)
-            wrap = "sarc_round({})" if result.type.dtype in STORED_WIDE else "{}"
-            put = lambda at, v=value, wrap=wrap: f"out[{self.linear(at, v.dims)}] = {wrap.format(v.element(at))};"  # noqa: E731
-            lines += [f"{{ {kind}* __restrict out = y{k} + int64_t(target) * {size};", *self.nest(value.dims, put).lines(), "}"]
+            lines += spell(self._put(k, "target"))
         return lines
 
 

@@ -39,9 +39,10 @@ class Traversal:
 
     def ordered(self, keys: Tensor) -> Tensor:
         """Row keys int64 of the part's edges, in traversal order."""
-        if "keys" not in self.made:
-            self.made["keys"] = keys[self.edges.long()]
-        return self.made["keys"]
+        key = ("keys", keys.data_ptr(), keys.numel())  # rows of several spaces may share a traversal
+        if key not in self.made:
+            self.made[key] = keys[self.edges.long()]
+        return self.made[key]
 
     def positions_in(self, first: Traversal, length: int) -> Tensor:
         """int32 [K + padding], where each edge stands in another traversal of the same block."""

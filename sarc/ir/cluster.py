@@ -69,9 +69,9 @@ def is_row_operation(node: fx.Node, space: str) -> bool:
         if given.spaces and len(given.dims) != len(type_.dims) and node.target not in (ROW_VIEWS | FEATURE_FOLDS):
             return False
     if node.target in FEATURE_FOLDS:
-        axes = node.args[1] if len(node.args) > 1 else None
+        axes = node.args[1] if len(node.args) > 1 else []
         rank = len(node.args[0].meta["type"].dims)
-        return bool(axes) and all(a % rank for a in axes)
+        return bool(axes) and all(a % rank for a in axes or ())
     if node.target in (aten.slice.Tensor, aten.select.int):
         return bool((node.args[1] if len(node.args) > 1 else 0) % len(node.args[0].meta["type"].dims))
     return node.target in ROW_VIEWS or node.target is UNIFORM or torch.Tag.pointwise in node.target.tags
@@ -215,9 +215,10 @@ def replace_cluster(program: Program, merger: Merger) -> Program:
     gone = set(cluster.members) - set(merger.views)
 
     def emit_cluster() -> None:
+        first = next(iter(cluster.calls)).name if cluster.calls else f"rows_{merger.outputs[0].name}"
         call = graph.create_node(
             "call_function", edge_call,
-            (merger.program, [env[v] for v in merger.values], [env[c] for c in merger.columns]), name=next(iter(cluster.calls)).name if cluster.calls else f"rows_{next(iter(merger.outputs)).name}",
+            (merger.program, [env[v] for v in merger.values], [env[c] for c in merger.columns]), name=first,
         )  # fmt: skip
         call.meta = {"type": tuple(r.type for r in merger.program.results), "loc": merger.program.loc}
         for k, node in enumerate(merger.outputs):

@@ -8,8 +8,9 @@ monoid, so the edges may be visited block by block in any order: that is what a 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.fx as fx
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from sarc.ir.dialect import UNIFORM, fold_rows, start_value
 from sarc.ir.draws import keyed_uniform
+from sarc.ir.live_bytes import last_uses, live_bytes_per_row
 from sarc.ir.ops import definition, resolve_sizes
 from sarc.ir.space import Rows, ValueType, lengths
 
@@ -97,18 +99,32 @@ class EdgeProgram:
         """Columns through which the body folds to rows that it reads itself: a block holds every edge of such rows."""
         return tuple(dict.fromkeys(n.args[1] for n in self.body.nodes if n.target is fold_to_rows))
 
+    @cached_property
+    def bytes_per_row(self) -> int:
+        """Most bytes that one edge's values take while the body runs."""
+        return live_bytes_per_row(self.body)
+
+    @cached_property
+    def draws(self) -> bool:
+        """Whether the body draws random numbers, which takes the keys of rows."""
+        return any(node.target is UNIFORM for node in self.body.nodes)
+
+    @cached_property
+    def _last_uses(self) -> dict[fx.Node, list[fx.Node]]:
+        return last_uses(self.body)
+
     def run_block(
         self,
-        operands: Sequence[Tensor],
+        operands: Iterable[Tensor],
         local: Mapping[str, int],
         total: Mapping[str, int],
         keys: Mapping[str, Tensor] | None = None,
         columns: Mapping[int, Tensor] | None = None,
     ) -> list[Tensor]:
-        """The body on one block of rows.
+        """The body on one block of rows; a value is dropped after its last use.
 
         Args:
-            operands: the block's rows of each operand.
+            operands: the block's rows of each operand; a generator, where nothing else shall keep them.
             local: local size of every space; that of the edge space is the block's length.
             total: size of every space in the whole graph.
             keys: row keys of the block under the edge space's name, for random draws.
@@ -137,6 +153,9 @@ class EdgeProgram:
                 fold_rows(env[node], axis, columns[column], rows, kind)
             else:
                 env[node] = node.target(*args, **kwargs)
+            del args, kwargs
+            for dead in self._last_uses.get(node, ()):
+                del env[dead]
         returned = next(n for n in reversed(self.body.nodes) if n.op == "output").args[0]
         return [env[n] for n in returned]
 
@@ -203,10 +222,12 @@ def run_whole(
 
 
 def new_accumulator(result: Result, sizes: Mapping[str, int], device: torch.device) -> Tensor:
-    """A tensor of a result's type holding the fold's neutral element."""
-    fold = {"max": "amax", "min": "amin"}.get(result.fold, result.fold or "sum")
-    start = start_value(fold, result.type.dtype)
-    return torch.full(lengths(result.type, sizes), start, dtype=result.type.dtype, device=device)
+    """A tensor of a result's type holding the fold's neutral element; a store's is not filled, every row is written."""
+    shape = lengths(result.type, sizes)
+    if result.kind in ("store", "rows"):
+        return torch.empty(shape, dtype=result.type.dtype, device=device)
+    fold = {"max": "amax", "min": "amin"}.get(result.fold, result.fold)
+    return torch.full(shape, start_value(fold, result.type.dtype), dtype=result.type.dtype, device=device)
 
 
 def contract_kind(node: fx.Node) -> str:
@@ -227,15 +248,36 @@ def combine_(into: Tensor, share: Tensor, fold: str) -> None:
         torch.minimum(into, share, out=into) if into.dtype != torch.bool else into.logical_and_(share)
 
 
-def select_block(value: Tensor, axis: int, dim: Rows, rows: Tensor) -> Tensor:
-    """Rows `rows` int64 [K] of the (possibly flattened) dimension `dim` at `axis`."""
+def open_rows(value: Tensor, axis: int, dim: Rows) -> tuple[Tensor, int]:
+    """`value` with the rows of the (possibly flattened) dimension `dim` at `axis` on an axis of their own, and it."""
     if dim.plain:
-        return value.index_select(axis, rows)
+        return value, axis
     shape = list(value.shape)
     length = shape[axis] // (dim.before * dim.after)
-    opened = value.reshape([*shape[:axis], dim.before, length, dim.after, *shape[axis + 1 :]])
-    picked = opened.index_select(axis + 1, rows)
-    return picked.reshape([*shape[:axis], dim.before * rows.numel() * dim.after, *shape[axis + 1 :]])
+    return value.reshape([*shape[:axis], dim.before, length, dim.after, *shape[axis + 1 :]]), axis + 1
+
+
+def select_block(value: Tensor, axis: int, dim: Rows, rows: Tensor | slice) -> Tensor:
+    """Some rows of the dimension `dim` at `axis`: int64 [K] of them, or a slice."""
+    opened, at = open_rows(value, axis, dim)
+    if isinstance(rows, slice):
+        picked = opened.narrow(at, rows.start, rows.stop - rows.start)
+    else:
+        picked = opened.index_select(at, rows)
+    if dim.plain:
+        return picked
+    shape = list(value.shape)
+    return picked.reshape([*shape[:axis], dim.before * picked.shape[at] * dim.after, *shape[axis + 1 :]])
+
+
+def store_block(into: Tensor, axis: int, dim: Rows, rows: Tensor | slice, value: Tensor) -> None:
+    """Write a block's rows, int64 [K] or a slice, of the dimension `dim` at `axis`; `into` is contiguous."""
+    opened, at = open_rows(into, axis, dim)
+    block, _ = open_rows(value, axis, dim)
+    if isinstance(rows, slice):
+        opened.narrow(at, rows.start, rows.stop - rows.start).copy_(block)
+    else:
+        opened.index_copy_(at, rows, block)
 
 
 @dataclass(frozen=True)

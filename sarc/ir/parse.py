@@ -30,7 +30,10 @@ _VALUE = re.compile(r"%(\w+): (\([^)]*\)|\w+\[[^\]]*\]) = (.*)")
 _CALL = re.compile(r"([\w.]+)\((.*)\)")
 _SOURCE = re.compile(r"(?:gather \$(\d+) by #(\d+)|rows \$(\d+)) axis (\d+)|whole \$(\d+)")
 _INPUT = re.compile(r"(aligned )?input (\w+) (.*)")
-_FATE = re.compile(r"(?:(reduce) (\w+) by #(\d+) axis (\d+)|(contract) (\w+)|(store) axis (\d+)|(rows) by #(\d+) axis (\d+)) %(\w+): (.*)")
+_FATE = re.compile(
+    r"(?:(reduce) (\w+) by #(\d+) axis (\d+)|(contract) (\w+)|(store) axis (\d+)|(rows) by #(\d+) axis (\d+)) "
+    r"%(\w+): (.*)"
+)
 _RETURN = re.compile(r"return (\w+) (.*) = %(\w+)")
 
 

@@ -24,9 +24,9 @@ class Block:
     index: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ColumnMap:
-    """How part p reads and folds through one column.
+    """How part p reads and folds through one column; equal to itself alone, so that it may be a key.
 
     Attributes:
         remote: whether any part names rows of another part through this column (agreed by all parts).

@@ -13,16 +13,21 @@ import torch
 import torch.fx as fx
 from torch import Tensor
 
+from sarc.errors import PartitionError
 from sarc.ir.call import location
 from sarc.ir.program import Input, Program
 from sarc.ir.schedule import Schedule
 from sarc.ir.space import ValueType
 from sarc.runtime.executor import Kernel
 from sarc.runtime.host import Host
+from sarc.runtime.known_columns import KnownColumns
 from sarc.runtime.part_state import PartState
 from sarc.runtime.rows import RowOrder
 from sarc.runtime.structure import run_structure
-from sarc.runtime.transport import run_parts
+from sarc.runtime.transport import AllGather, Work, run_parts
+
+# Kernels number edges and rows in int32.
+MOST_ROWS = 2**31 - 1
 
 Values = Mapping[Input, Tensor | None]
 
@@ -109,6 +114,7 @@ def _state(host: Host, structure: Program, rank: int) -> PartState:
         {"N": parts.num_nodes, "E": parts.num_edges},
         {"N": part.node_ids, "E": part.edge_ids},
         parts.assignment if host.whole else None,
+        host.known.setdefault(rank, KnownColumns()),
     )
 
 
@@ -164,7 +170,25 @@ def _schedule(
     remote = frozenset(c.name for c, t in wanted if states[0].columns[c.name, t].remote)
     partitioned = compiler.partition(program, remote)
     binding.programs[stage] = partitioned
-    binding.kernels[stage] = compiler.kernels(partitioned)
+    kernels = compiler.kernels(partitioned)
+    run_parts({s.rank: check_sizes(s, bool(kernels)) for s in states}, host.transport)
+    binding.kernels[stage] = kernels
     binding.schedules[stage] = [
         compiler.schedule(partitioned, s.rank, s.part.num_parts, s.columns, prefetch) for s in states
     ]
+
+
+def check_sizes(state: PartState, has_kernels: bool) -> Work:
+    """PartitionError, on every part, where kernels cannot number the rows of one."""
+    sizes = state.local_sizes()
+    name = max(sizes, key=lambda space: sizes[space])
+    problem = None
+    if has_kernels and sizes[name] > MOST_ROWS:
+        parts = state.part.num_parts * -(-sizes[name] // MOST_ROWS)
+        problem = PartitionError(
+            f"part {state.rank} holds {sizes[name]} rows of {name}: kernels number the rows of a part in 32 bits, at "
+            f"most {MOST_ROWS}; partition into at least {parts} parts, or use backend='reference'"
+        )
+    for found in (yield AllGather(problem)):
+        if found:
+            raise found

@@ -15,18 +15,12 @@ from sarc.ir import schedule as ins
 from sarc.ir.collective import tuple_of
 from sarc.ir.dialect import GATHER, REDUCE, UNIFORM, fold_rows, start_value
 from sarc.ir.draws import keyed_uniform
-from sarc.ir.edge_program import (
-    EdgeProgram,
-    combine_,
-    fetch_layout,
-    new_accumulator,
-    return_layout,
-    select_block,
-)
+from sarc.ir.edge_program import EdgeProgram, fetch_layout, new_accumulator, return_layout
 from sarc.ir.ops import resolve_sizes
 from sarc.ir.program import Program
 from sarc.ir.space import Rows, ValueType, lengths
 from sarc.partition.columns import Block, ColumnMap
+from sarc.runtime.edge_block import EdgeBlock, run_in_torch
 from sarc.runtime.memory import Pool, compute_into
 from sarc.runtime.part_state import PartState
 from sarc.runtime.structure import run_local
@@ -225,10 +219,11 @@ class Executor:
         edges: EdgeProgram = self.nodes[step.call].args[0]
         device = self._device(self.nodes[step.call])
         fresh = self._is_fresh(self.nodes[step.call])
-        made = [None if fresh and r.kind != "contract" else new_accumulator(r, self.local, device) for r in edges.results]
         self.env[step.call] = [
-            self.pool.empty(lengths(r.type, self.local), r.type.dtype) if m is None else m
-            for r, m in zip(edges.results, made, strict=True)
+            self.pool.empty(lengths(r.type, self.local), r.type.dtype)
+            if fresh and r.kind != "contract"
+            else new_accumulator(r, self.local, device)
+            for r in edges.results
         ]
         return
         yield
@@ -237,79 +232,71 @@ class Executor:
         """Whether one kernel launch makes the whole of a call's results: their accumulators need not be filled."""
         edges: EdgeProgram = node.args[0]
         alone = edges.remote is None or not self._remote_map(node).remote
-        return alone and edges.name in self.kernels and self.local[edges.space] > 0
+        return alone and edges.name in self.kernels and (self.local[edges.space] > 0 or bool(edges.own_columns))
 
     def _device(self, node: fx.Node) -> torch.device:
         return next((self.env[v.name].device for v in node.all_input_nodes), torch.device("cpu"))
 
     def _run_block(self, step: ins.RunBlock) -> Work:
         node = self.nodes[step.call]
-        edges, values, _ = node.args
-        block = self._block(node, step)
-        rows = None if block is None else block.rows
-        length = self.local[edges.space] if rows is None else rows.numel()
-        fetched = {}
+        edges: EdgeProgram = node.args[0]
+        values = node.args[1]
+        chunk = self._block(node, step)
+        fetched: dict[int, Tensor] = {}
         if step.fetched:
             layout = fetch_layout(edges, [v.meta["type"] for v in values])
             fetched = layout.table(self.chunks[step.fetched], self._remote_map(node).needs[step.peer][step.chunk])
-        partial = {}
-        if step.partial:
-            partial = self._new_partial(edges, node, step)
+        partial = self._new_partial(edges, node, step) if step.partial else {}
+        block = self._edge_block(node, chunk)
+        if not block.length and not edges.own_columns:
+            return
+        remote = edges.remote if chunk is not None and chunk.peer != self.state.rank else None
+        tables = []
+        for operand in edges.operands:
+            far = operand.column is not None and operand.column == remote
+            tables.append(fetched[operand.value] if far else self.env[values[operand.value].name])
+        into = [
+            partial[k] if r.kind == "reduce" and r.column == remote else whole
+            for k, (r, whole) in enumerate(zip(edges.results, self.env[node.name], strict=True))
+        ]
+        keys = self.keys[edges.space]
         kernel = self.kernels.get(edges.name)
-        if kernel is not None and length:
-            self._run_kernel(kernel, node, block, rows, length, fetched, partial)
-        elif length or not edges.operands or edges.own_columns:
-            operands = [self._operand(o, node, block, rows, fetched) for o in edges.operands]
-            keys = {edges.space: self.keys[edges.space] if rows is None else self.keys[edges.space][rows]}
-            sizes = {**self.local, edges.space: length}
-            own = {c: self._index(node, c, rows) for c in edges.own_columns}
-            made = edges.run_block(operands, sizes, self.total, keys, own)
-            for k, (result, value) in enumerate(zip(edges.results, made, strict=True)):
-                self._fold(k, result, value, node, block, rows, partial)
+        if kernel is None:
+            run_in_torch(edges, block, tables, into, keys, self.local, self.total)
+        else:
+            kernel.launch(self._traversals(kernel, block, chunk), tables, into, keys, chunk is None)
         return
         yield
 
-    def _run_kernel(self, kernel: Kernel, node: fx.Node, block, rows, length: int, fetched, partial) -> None:
-        edges, values, columns = node.args
-        remote = edges.remote if block is not None else None
-        used = sorted(edges.columns_used("gather") | edges.columns_used("reduce"))
-        place = (edges.space, *((block.peer, block.chunk) if block is not None else ()))
-        names = tuple(columns[c].name for c in used)
-        traversals = []
+    def _traversals(self, kernel: Kernel, block: EdgeBlock, chunk: Block | None) -> list[object]:
+        """The block's edges in each order that the kernel visits them, made once a graph for all who need them."""
+        state = self.state
+        kept = state.known.traversals(block.maps.values()) if block.maps else state.traversals
+        place = (block.length,) if chunk is None else (block.remote, chunk.peer, chunk.chunk)
+        found = []
         for order in kernel.orders:
-            key = (*place, names, None if order is None else columns[order].name)
-            if key not in self.state.traversals:
-                named = {c: block.index if c == remote else self._index(node, c, rows) for c in used}
-                every = None if block is not None or order is None else self._named_rows(node, order)
-                self.state.traversals[key] = kernel.traverse(order, rows, length, named, every)
-            traversals.append(self.state.traversals[key])
-        far = remote is not None and block.peer != self.state.rank
-        tables = []
+            key = (tuple(block.maps), place, order)
+            if key not in kept:
+                targets = {c: block.targets(c) for c in block.maps}
+                rows = None if chunk is not None or order is None else block.named_rows[order]
+                kept[key] = kernel.traverse(order, block.rows, block.length, targets, rows)
+            found.append(kept[key])
+        return found
+
+    def _edge_block(self, node: fx.Node, chunk: Block | None) -> EdgeBlock:
+        """The edges of a chunk (None: all edges of the part)."""
+        edges, values, columns = node.args
+        remote = edges.remote if chunk is not None else None
+        targets: dict[int, str | int | Rows] = {}
         for operand in edges.operands:
-            value = self.env[values[operand.value].name]
-            tables.append(fetched[operand.value] if far and operand.column == remote else value)
-        results = self.env[node.name]
-        outs = [
-            partial[k] if far and r.kind == "reduce" and r.column == remote else results[k]
-            for k, r in enumerate(edges.results)
-        ]
-        kernel.launch(traversals, tables, outs, self.keys[edges.space], block is None)
-
-    def _named_rows(self, node: fx.Node, column: int) -> int:
-        """Number of rows of this part that a column may name."""
-        dim = self._target_dim(node, column)
-        return self.local[dim.space] if isinstance(dim, Rows) else dim
-
-    def _index(self, node: fx.Node, column: int, rows: Tensor | None) -> Tensor:
-        """Owned positions that a column names, at the rows of a block."""
-        index = self._map(node.args[2][column], self._target_dim(node, column)).own_index
-        return index if rows is None else index[rows]
-
-    def _target_dim(self, node: fx.Node, column: int):
-        """The dimension whose rows a column of a call names."""
-        edges, values, _ = node.args
-        dims = [values[o.value].meta["type"].dims[o.axis] for o in edges.operands if o.column == column]
-        return (dims + [r.type.dims[r.axis] for r in edges.results if r.column == column])[0]
+            if operand.column is not None:
+                targets[operand.column] = values[operand.value].meta["type"].dims[operand.axis]
+        targets |= {r.column: r.type.dims[r.axis] for r in edges.results if r.column is not None}
+        maps = {c: self._map(columns[c], targets[c]) for c in sorted(targets)}
+        rows = {c: self.local[t.space] if isinstance(t, Rows) else int(t) for c, t in targets.items()}
+        if chunk is None:
+            return EdgeBlock(self.local[edges.space], None, None, maps, rows)
+        return EdgeBlock(chunk.rows.numel(), chunk.rows, remote, maps, rows, chunk.index)
 
     def _block(self, node: fx.Node, step: ins.RunBlock) -> Block | None:
         edges = node.args[0]
@@ -327,38 +314,6 @@ class Executor:
         for key, segment in layout.segments(buffer, rows).items():
             segment.fill_(start_value(edges.results[key].fold, segment.dtype))
         return layout.table(buffer, rows)
-
-    def _operand(self, operand, node: fx.Node, block: Block | None, rows: Tensor | None, fetched) -> Tensor:
-        edges, values, columns = node.args
-        value = self.env[values[operand.value].name]
-        if operand.column is None:
-            if operand.axis is None or rows is None or edges.space not in operand.type.spaces:
-                return value
-            return select_block(value, operand.axis, operand.type.dims[operand.axis], rows)
-        if operand.column == edges.remote and block is not None:
-            table = fetched.get(operand.value, value) if block.peer != self.state.rank else value
-            return table.index_select(operand.axis, block.index)
-        index = self._map(columns[operand.column], values[operand.value].meta["type"].dims[operand.axis]).own_index
-        return value.index_select(operand.axis, index if rows is None else index[rows])
-
-    def _fold(self, k: int, result, value: Tensor, node: fx.Node, block, rows, partial) -> None:
-        edges, _, columns = node.args
-        into = self.env[node.name][k]
-        if result.kind == "contract":
-            combine_(into, value, result.fold)
-        elif result.kind == "rows":
-            self.env[node.name][k] = value
-        elif result.kind == "store":
-            if rows is None:
-                self.env[node.name][k] = value
-            else:
-                _store_block(into, value, result.axis, result.type.dims[result.axis], rows)
-        elif result.column == edges.remote and block is not None:
-            target = into if block.peer == self.state.rank else partial[k]
-            fold_rows(target, result.axis, block.index, value, result.fold)
-        else:
-            index = self._map(columns[result.column], result.type.dims[result.axis]).own_index
-            fold_rows(into, result.axis, index if rows is None else index[rows], value, result.fold)
 
     def _combine(self, step: ins.Combine) -> Work:
         node = self.nodes[step.call]
@@ -392,15 +347,3 @@ class _ByNode:
 
     def __getitem__(self, node: fx.Node):
         return self._env[node.name]
-
-
-def _store_block(into: Tensor, value: Tensor, axis: int, dim: Rows, rows: Tensor) -> None:
-    """Write a block's rows into the stored edge tensor."""
-    if dim.plain:
-        into.index_copy_(axis, rows, value)
-        return
-    shape = list(into.shape)
-    length = shape[axis] // (dim.before * dim.after)
-    opened = into.view([*shape[:axis], dim.before, length, dim.after, *shape[axis + 1 :]])
-    block = [*shape[:axis], dim.before, rows.numel(), dim.after, *shape[axis + 1 :]]
-    opened.index_copy_(axis + 1, rows, value.reshape(block))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sarc.errors import PartitionError, UnsupportedModelError
 from sarc.partition.layout import Partitions
 from sarc.partition.shard import ranks_of_process
+from sarc.runtime.known_columns import KnownColumns
 from sarc.runtime.transport import Transport, gather_objects, run_collective
 
 
@@ -26,12 +27,14 @@ class Host:
         transport: reaches the others.
         whole: whether tensors of this process have the whole graph's rows, in the graph's order.
         zero_in_degree: whether some node of the whole graph has no in-edge.
+        known: columns that each hosted part has mapped.
     """
 
     partitions: Partitions
     transport: Transport
     whole: bool
     zero_in_degree: bool
+    known: dict[int, KnownColumns] = field(default_factory=dict)
 
     @property
     def rows(self) -> dict[str, int]:

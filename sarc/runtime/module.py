@@ -228,7 +228,7 @@ class CompiledModule(nn.Module):
 
     def plan(self) -> Plan:
         """What the last call exchanges, stores, keeps and computes; prints as a table."""
-        return make_plan(self._called().bound, self._compiler.cost)
+        return make_plan(self._called().bound, self._compiler.cost, self._compiler.runs)
 
     def _called(self) -> Variant:
         if self._last is None:

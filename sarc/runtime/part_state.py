@@ -11,6 +11,7 @@ from sarc.errors import GraphError, PartitionError, SarcError
 from sarc.ir.space import Spaces
 from sarc.partition.columns import Block, ColumnMap, chunk_rows
 from sarc.partition.layout import Part
+from sarc.runtime.known_columns import KnownColumns, common_number
 from sarc.runtime.transport import AllGather, AllReduce, Exchange, Work
 
 NODES, EDGES = "N", "E"
@@ -27,8 +28,9 @@ class PartState:
         total: rows of the whole graph, by the same spaces.
         keys: int64 ids of the owned rows, by space.
         assignment: owner of every node when this process holds the whole graph, else None.
+        known: maps that this part has made for any variant of the model.
         columns: map of each column, by (value name, target space).
-        traversals: blocks of edges in the orders that kernels visit them, made when first used.
+        traversals: by kernels that go through no column; those through columns are with `known`.
     """
 
     part: Part
@@ -37,6 +39,7 @@ class PartState:
     total: dict[str, int]
     keys: dict[str, Tensor]
     assignment: Tensor | None
+    known: KnownColumns = field(default_factory=KnownColumns)
     columns: dict[tuple[str, str | int], ColumnMap] = field(default_factory=dict)
     traversals: dict[object, object] = field(default_factory=dict)
 
@@ -102,7 +105,7 @@ class PartState:
         return torch.searchsorted(self.row_keys(target), ids)
 
     def map_column(self, ids: Tensor, target: str | int, where: str = "") -> Work:
-        """The ColumnMap of a column of ids.
+        """The ColumnMap of a column of ids; one that all parts have made before is given again.
 
         Args:
             target: the space whose rows it names, or the length of a replicated dimension, which is read in place.
@@ -121,10 +124,19 @@ class PartState:
                 owner, _ = self.locate(ids, target, where)
         except (GraphError, PartitionError) as error:
             problem = error
-        problems = yield AllGather(problem)
-        for found in problems:
+        rows = target if isinstance(target, int) else self.row_keys(target)
+        answers = yield AllGather((problem, self.known.numbers(ids, rows) if problem is None else frozenset()))
+        for found, _ in answers:
             if found:
                 raise found
+        number = common_number(numbers for _, numbers in answers)
+        if number is not None:
+            return self.known.map(number)
+        made = yield from self._new_map(ids, owner, target)
+        return self.known.add(made, ids, rows)
+
+    def _new_map(self, ids: Tensor, owner: Tensor, target: str | int) -> Work:
+        """The ColumnMap of a column, whose ids have these owners."""
         if isinstance(target, int):
             return ColumnMap(False, ids)
         flag = yield AllReduce(torch.tensor(int(bool((owner != self.rank).any()))), "max")

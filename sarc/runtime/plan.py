@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ class EdgePlan:
         fetch_row_bytes, return_row_bytes: bytes of one row each way.
         sent_bytes: payload this process sends for it in one run.
         stored_bytes: edge rows it leaves whole in memory (base lowering), this process.
+        runs: "kernel", "blocks of torch" or "reference"; and why it is no kernel, where one was asked for
+            (`sarc.codegen.coverage.Run`).
     """
 
     stage: str
@@ -45,6 +47,7 @@ class EdgePlan:
     return_row_bytes: int
     sent_bytes: int
     stored_bytes: int
+    runs: Any
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,11 @@ class Plan:
     def saved_bytes(self) -> int:
         return sum(size for _, _, size in self.saved)
 
+    @property
+    def fallbacks(self) -> int:
+        """Number of edge programs that plain torch runs although a kernel was asked for and should be there."""
+        return sum(e.runs.is_fallback for e in self.edges)
+
     def __str__(self) -> str:
         hosted = ", ".join(map(str, self.hosted))
         lines = [
@@ -91,10 +99,11 @@ class Plan:
                 moves.append(f"returns {e.returned} folds ({e.return_row_bytes} B a row)")
             moves = moves or ["local"]
             stored = f"; stores edge rows, {e.stored_bytes} B" if e.stored_bytes else ""
+            runs = f"{e.runs.how}, {e.runs.why}" if e.runs.why else e.runs.how
             at = f"   # {e.loc}" if e.loc else ""
             lines.append(
                 f"  {e.stage:8} @{e.name} over {e.space}: {' + '.join(e.folds)}; {'; '.join(moves)}; "
-                f"sends {e.sent_bytes} B{stored}{at}"
+                f"sends {e.sent_bytes} B{stored}; runs as {runs}{at}"
             )
         for name, type_, size in self.saved:
             lines.append(f"  saved    %{name}: {type_}, {size} B")
@@ -105,15 +114,23 @@ class Plan:
         return "\n".join(lines)
 
 
-def make_plan(binding: Binding, cost: Callable[[Program], Any]) -> Plan:
-    """The plan of a bound variant; `cost` gives the formulas of a program."""
+def make_plan(
+    binding: Binding, cost: Callable[[Program], Any], runs: Callable[[Program, Mapping[str, Any]], Mapping[str, Any]]
+) -> Plan:
+    """The plan of a bound variant.
+
+    Args:
+        cost: gives the formulas of a program.
+        runs: says how a program's edge programs run, by name, given those that have kernels.
+    """
     states = binding.order.states
     edges: list[EdgePlan] = []
     reduces: dict[str, tuple[int, int]] = {}
     for stage, program in binding.programs.items():
+        how = runs(program, binding.kernels[stage])
         for node in program.graph.nodes:
             if node.target is edge_call:
-                edges.append(_edge_plan(stage, node, binding, states))
+                edges.append(_edge_plan(stage, node, binding, states, how[node.args[0].name]))
         reduces[stage] = _all_reduces(program)
     saved = []
     forward = binding.programs["forward"]
@@ -132,7 +149,7 @@ def make_plan(binding: Binding, cost: Callable[[Program], Any]) -> Plan:
     )
 
 
-def _edge_plan(stage: str, node: fx.Node, binding: Binding, states) -> EdgePlan:
+def _edge_plan(stage: str, node: fx.Node, binding: Binding, states, runs: Any) -> EdgePlan:
     program: EdgeProgram = node.args[0]
     values = node.args[1]
     fetch = fetch_layout(program, [v.meta["type"] for v in values])
@@ -152,6 +169,7 @@ def _edge_plan(stage: str, node: fx.Node, binding: Binding, states) -> EdgePlan:
         back.row_bytes,
         sent,
         stored,
+        runs,
     )
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sarc.ir.edge_program import select_block
-from sarc.ir.space import Rows, ValueType
+from sarc.ir.edge_program import open_rows, select_block
+from sarc.ir.space import ValueType
 from sarc.runtime.part_state import PartState
 
 
@@ -45,8 +45,8 @@ class RowOrder:
         if found is None or len(values) == 1:
             return values[0]
         axis, dim = found
-        opened = [_open(v, axis, dim) for v in values]
-        at = axis + (0 if dim.plain else 1)
+        opened, places = zip(*(open_rows(v, axis, dim) for v in values), strict=True)
+        at = places[0]
         together = torch.cat(opened, at)
         if self.whole:
             order = torch.cat(self._positions(dim.space))
@@ -74,14 +74,6 @@ class RowOrder:
         rank = torch.empty_like(everything)
         rank[everything.argsort()] = torch.arange(everything.numel())
         return list(rank.split([k.numel() for k in keys]))
-
-
-def _open(value: Tensor, axis: int, dim: Rows) -> Tensor:
-    if dim.plain:
-        return value
-    shape = list(value.shape)
-    length = shape[axis] // (dim.before * dim.after)
-    return value.reshape([*shape[:axis], dim.before, length, dim.after, *shape[axis + 1 :]])
 
 
 def counts(states: Sequence[PartState], names: Sequence[str]) -> Mapping[str, int]:
