@@ -10,14 +10,17 @@ import torch.fx as fx
 from torch import Tensor, nn
 
 from sarc.codegen.build import require_compiler
+from sarc.codegen.explain import why_no_kernel
 from sarc.codegen.kernels import CppKernel, compile_kernels
 from sarc.cost import program_cost
 from sarc.errors import OptionError, PartitionError
 from sarc.frontends.capture import Argument, Captured, capture, fill_results
 from sarc.frontends.check_inputs import check_arguments, check_graph, check_ranks, find_graph
 from sarc.frontends.check_options import check_options
+from sarc.frontends.copy_module import copy_module
 from sarc.frontends.inputs import argument, candidates, choose, take_apart
 from sarc.ir.edge_program import edge_call
+from sarc.ir.print import format_program
 from sarc.ir.program import Input, Program
 from sarc.ir.schedule import Schedule
 from sarc.ir.space import Rows, Space, Spaces, ValueType
@@ -32,7 +35,10 @@ from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
 from sarc.passes.joint.split import split
 from sarc.passes.partitioned.build_schedule import build_schedule, column_targets
 from sarc.passes.partitioned.partition_program import PartitionProgram
+from sarc.runtime.logs import log, logs_from_environment
 from sarc.runtime.module import CompiledModule
+
+Observer = Callable[[str, Program], None]
 
 
 @dataclass(frozen=True)
@@ -62,11 +68,22 @@ class Pipeline:
 
     Args:
         backend: "reference" (plain torch) or "cpp" (edge programs with a scalar form become C++ kernels).
+        observe: called with every pass's name and the program it made, in order; it must not alter the program.
     """
 
-    def __init__(self, backend: str = "reference"):
+    def __init__(self, backend: str = "reference", observe: Observer | None = None):
         self.backend = backend
+        self.observe = observe
 
+    def after(self, name: str, program: Program) -> Program:
+        """`program`, which the pass `name` made: checked, and shown to the observer."""
+        verify(program)
+        log("passes", lambda: f"after {name}\n{format_program(program)}")
+        if self.observe is not None:
+            self.observe(name, program)
+        return program
+
+    copy_module = staticmethod(copy_module)
     take_apart = staticmethod(take_apart)
     check_arguments = staticmethod(check_arguments)
     find_graph = staticmethod(find_graph)
@@ -88,32 +105,37 @@ class Pipeline:
     ) -> Stages:
         """Capture to binding times: what does not depend on which gradients are asked for."""
         captured = capture(module, arguments, call, graph_spaces(), answers, counts)
+        inputs, outputs = captured.inputs, captured.outputs
+        if self.observe is not None:  # not typed yet: nothing to verify
+            self.observe("capture", Program(captured.graph, captured.spaces, inputs, outputs, "captured"))
         canonicalise = Canonicalise(captured.spaces, captured.symbols)
         canonical = canonicalise.run(captured.graph, input_names(captured.inputs))
-        inputs = captured.inputs
         types = placeholder_types(canonical, captured, arguments)
         if canonicalise.rng is not None:
             inputs = (*inputs, Input("rng", "rng"))
             types.append(ValueType((2,), torch.int64))
+        if self.observe is not None:
+            self.observe("canonicalise", Program(canonical, captured.spaces, inputs, outputs, "canonical"))
         graph = RaiseGraphOps(captured.spaces, types).run(canonical)
-        raised = verify(Program(graph, captured.spaces, inputs, captured.outputs, "raised", captured.constants))
-        structure, step = bind(raised)
-        return Stages(captured, {"raised": raised, "structure": verify(structure), "step": verify(step)})
+        raised = Program(graph, captured.spaces, inputs, outputs, "raised", captured.constants)
+        self.after("raise-graph-ops", raised)
+        structure, step = (self.after("bind", program) for program in bind(raised))
+        return Stages(captured, {"raised": raised, "structure": structure, "step": step})
 
     def back(self, stages: Stages, wrt: frozenset[Input]) -> Stages:
         """Differentiation to edge programs."""
         step = stages["step"]
-        fuse = FuseEdgePrograms().run
         if not wrt:
-            return Stages(stages.captured, {**stages.programs, "forward": verify(fuse(step.at("forward")))})
-        joint = verify(differentiate(step, wrt))
-        forward, backward = split(joint)
-        added = {"joint": joint, "forward": verify(fuse(forward)), "backward": verify(fuse(backward))}
-        return Stages(stages.captured, {**stages.programs, **added})
+            forward = self.after(FuseEdgePrograms.name, FuseEdgePrograms().run(step.at("forward")))
+            return Stages(stages.captured, {**stages.programs, "forward": forward})
+        joint = self.after("differentiate", differentiate(step, wrt))
+        forward, backward = (self.after("split", program) for program in split(joint))
+        forward, backward = (self.after(FuseEdgePrograms.name, FuseEdgePrograms().run(p)) for p in (forward, backward))
+        return Stages(stages.captured, {**stages.programs, "joint": joint, "forward": forward, "backward": backward})
 
     def partition(self, program: Program, remote: frozenset[str]) -> Program:
         """The program of one part, for columns known to reach other parts."""
-        return verify(PartitionProgram(remote).run(program))
+        return self.after(PartitionProgram.name, PartitionProgram(remote).run(program))
 
     def columns(self, program: Program) -> list[tuple[fx.Node, str | int]]:
         """The columns of a program and the spaces whose rows they name."""
@@ -133,7 +155,10 @@ class Pipeline:
         """Compiled edge programs of a partitioned program, by name; none with the reference backend."""
         if self.backend == "reference":
             return {}
-        return compile_kernels([n.args[0] for n in program.graph.nodes if n.target is edge_call])
+        wanted = [n.args[0] for n in program.graph.nodes if n.target is edge_call]
+        made = compile_kernels(wanted)
+        log("kernels", lambda: "\n".join(f"{program.stage} {e}: {why_no_kernel(e) or 'compiled'}" for e in wanted))
+        return made
 
 
 def graph_spaces() -> Spaces:
@@ -180,6 +205,7 @@ def compile(
     prefetch: int = 1,
     seed: int | None = None,
     backend: str = "reference",
+    verify: bool = False,
 ) -> CompiledModule:
     """Compile `model` to run full-batch, and exactly, over the partitions of a graph.
 
@@ -194,6 +220,8 @@ def compile(
         seed: of dropout and other random operators; None takes torch's initial seed. All ranks use rank 0's.
         backend: "reference" runs edge programs as plain torch operators; "cpp" compiles those that have a scalar form
             to C++ kernels (about a second each, kept in a cache).
+        verify: the first call in each mode also runs the plain module, with the same random draws, and prints the
+            largest difference of every result, buffer and gradient to stderr. In one process only.
 
     Returns:
         A module called like `model`: with whole-graph tensors in one process; under torchrun with the rows a rank owns
@@ -204,6 +232,7 @@ def compile(
         UnsupportedModelError: at the first call, when the model cannot be captured or partitioned.
         PartitionError, GraphError: partitions that do not fit the world or the call.
         CodegenError: backend "cpp" without a C++ compiler.
+        DifferenceError: with verify, when results or gradients differ by more than rounding in their dtype.
     """
     check_options(model, spaces, prefetch, seed)
     if isinstance(model, CompiledModule):
@@ -219,4 +248,8 @@ def compile(
         raise OptionError(f"backend: expected 'reference' or 'cpp', got {backend!r}")
     if backend == "cpp":
         require_compiler()
-    return CompiledModule(model, partitions, Pipeline(backend), spaces=dict(spaces or {}), prefetch=prefetch, seed=seed)
+    logs_from_environment()
+    pipeline = Pipeline(backend)
+    return CompiledModule(
+        model, partitions, pipeline, spaces=dict(spaces or {}), prefetch=prefetch, seed=seed, verify=bool(verify)
+    )

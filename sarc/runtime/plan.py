@@ -14,6 +14,7 @@ from sarc.ir.edge_program import EdgeProgram, edge_call, fetch_layout, return_la
 from sarc.ir.program import Program
 from sarc.ir.space import Rows, ValueType
 from sarc.runtime.binding import Binding
+from sarc.runtime.logs import log
 from sarc.runtime.part_state import PartState
 
 
@@ -103,6 +104,14 @@ class Plan:
         for stage, cost in self.work.items():
             lines.append(f"  {stage:8} operations {cost.flops}; bytes moved {cost.nbytes} (whole graph)")
         return "\n".join(lines)
+
+
+def log_binding(binding: Binding, cost: Callable[[Program], Any]) -> None:
+    """What the log topics "plan" and "schedule" say of a newly bound variant."""
+    log("plan", lambda: str(make_plan(binding, cost)))
+    for schedules in binding.schedules.values():
+        for schedule in schedules:
+            log("schedule", schedule.__str__)
 
 
 def make_plan(binding: Binding, cost: Callable[[Program], Any]) -> Plan:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,8 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sarc.ir.dialect import UNIFORM
 from sarc.ir.draws import keyed_uniform
 from sarc.ir.program import map_sizes
-from sarc.runtime.module import CompiledModule
 from sarc.runtime.part_state import PartState
+
+if TYPE_CHECKING:
+    from sarc.runtime.module import CompiledModule
 
 aten = torch.ops.aten
 
