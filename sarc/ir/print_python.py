@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.fx as fx
+from torch.utils._sympy.printers import PythonPrinter
 
 from sarc.ir.call import op_name
 from sarc.ir.collective import all_reduce, tuple_of
@@ -102,7 +103,7 @@ def _operand(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_operand, value))}]"
     if isinstance(value, Size):
-        return str(value.expr)
+        return PythonPrinter().doprint(value.expr)
     if isinstance(value, float) and value in (float("inf"), float("-inf")):
         return f"float('{value}')"
     return str(value) if isinstance(value, torch.dtype) else repr(value)

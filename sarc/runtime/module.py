@@ -89,7 +89,7 @@ class CompiledModule(nn.Module):
             bound = self._bound(call, note)
         except (SarcError, TypeError) as error:
             problem, note = error, problem_note(error)
-        draws = (_signed(self.seed), self.step)
+        draws = (signed(self.seed), self.step)
         settled, is_bound = self._agreement.settle(note, problem, bound, draws, partial(self._decide, call))
         self._compiler.check_graph(call, settled.kinds, self._placed.rows["E"], self._placed.edge_index)
         arguments, values = self._arguments(call, settled.kinds)
@@ -305,7 +305,7 @@ def _refuse_ddp() -> None:
         )
 
 
-def _signed(seed: int) -> int:
+def signed(seed: int) -> int:
     """A 64-bit seed as int64."""
     seed &= (1 << 64) - 1
     return seed - (1 << 64) if seed >= 1 << 63 else seed
