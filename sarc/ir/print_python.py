@@ -29,10 +29,11 @@ aten, prims, sarc = torch.ops.aten, torch.ops.prims, torch.ops.sarc
 def format_python(program: Program) -> str:
     """The text of a Python module that defines `STAGE(inputs, sizes)`, and one function an edge program."""
     sizes = sorted({str(s) for space in program.spaces for s in program.spaces.sizes[space.name].free_symbols})
+    sums = [f"    {s.name} = {program.spaces.sizes[s.name]}" for s in program.spaces if s.kind == "concat"]
     sections = [_HEAD]
     for node in program.graph.nodes:
         if node.target is edge_call:
-            sections.append("\n".join(_edge_function(node.args[0], sizes)) + "\n")
+            sections.append("\n".join(_edge_function(node.args[0], sizes, sums)) + "\n")
     names = [node.name for node in program.placeholders]
     lines = [f"def {_name(program.stage)}({', '.join([*names, *(['*', *sizes] if sizes else [])])}):"]
     for node, entry in zip(program.placeholders, program.inputs, strict=False):
@@ -69,9 +70,9 @@ def _call(node: fx.Node, sizes: list[str]) -> str:
     return f"operator.{target.__name__}({', '.join(args)})"
 
 
-def _edge_function(edges: EdgeProgram, sizes: list[str]) -> list[str]:
+def _edge_function(edges: EdgeProgram, sizes: list[str], sums: list[str]) -> list[str]:
     heading = f"def {edges.name}(values, columns{', *, ' + ', '.join(sizes) if sizes else ''}):"
-    lines = [heading, f'    """One traversal of {edges.space}.{f"   {edges.loc}" if edges.loc else ""}"""']
+    lines = [heading, f'    """One traversal of {edges.space}.{f"   {edges.loc}" if edges.loc else ""}"""', *sums]
     inner = [n for n in edges.body.nodes if n.op == "placeholder"]
     for node, operand in zip(inner, edges.operands, strict=True):
         rows = f"values[{operand.value}]"

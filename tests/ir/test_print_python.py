@@ -45,7 +45,6 @@ def test_the_forward_computes_what_the_interpreter_does(name: str) -> None:
         given = [known[entry] for entry in program.inputs]
         asked = inspect.signature(namespace["forward"]).parameters
         expected = interpret(program, given, {"N": N, "E": E})
-        for ours, theirs in zip(
-            namespace["forward"](*given, **{k: sizes[k] for k in asked.keys() & sizes.keys()}), expected, strict=True
-        ):
+        made_by_python = namespace["forward"](*given, **{k: sizes[k] for k in asked.keys() & sizes.keys()})
+        for ours, theirs in zip(made_by_python, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
