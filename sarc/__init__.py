@@ -6,6 +6,7 @@ from sarc.partition import Part, Partitions, Shard, load_shard, partition
 from sarc.runtime.distributed import all_reduce_gradients, init_distributed
 from sarc.runtime.loss import accuracy, binary_cross_entropy, cross_entropy, mean, mse_loss
 from sarc.runtime.module import CompiledModule
+from sarc.runtime.profile import profile
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "mean",
     "mse_loss",
     "partition",
+    "profile",
 ]

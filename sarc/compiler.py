@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sarc.codegen.build import compiler, require_compiler
 from sarc.codegen.coverage import Run, require_kernels, runs
+from sarc.codegen.explain import why_no_kernel
 from sarc.codegen.kernels import CppKernel, compile_kernels, has_kernel
 from sarc.codegen.warn_once import warn_once
 from sarc.cost import program_cost
@@ -18,8 +19,10 @@ from sarc.errors import CodegenError, OptionError, PartitionError
 from sarc.frontends.capture import Argument, Captured, capture, fill_results
 from sarc.frontends.check_inputs import check_arguments, check_graph, check_ranks, find_graph
 from sarc.frontends.check_options import check_options
+from sarc.frontends.copy_module import copy_module
 from sarc.frontends.inputs import argument, candidates, choose, take_apart
 from sarc.ir.edge_program import EdgeProgram, edge_call
+from sarc.ir.print import format_program
 from sarc.ir.program import Input, Program
 from sarc.ir.schedule import Schedule
 from sarc.ir.space import Rows, Space, Spaces, ValueType
@@ -40,10 +43,13 @@ from sarc.passes.partitioned.build_schedule import build_schedule, column_target
 from sarc.passes.partitioned.fuse_rows import FuseRows
 from sarc.passes.partitioned.merge_row_phases import MergeRowPhases
 from sarc.passes.partitioned.partition_program import PartitionProgram
+from sarc.runtime.logs import log, logs_from_environment
 from sarc.runtime.module import CompiledModule
 
 BACKENDS = ("auto", "cpp", "reference")
 DEFAULT_BACKEND = "reference"
+
+Observer = Callable[[str, Program], None]
 
 
 @dataclass(frozen=True)
@@ -73,11 +79,22 @@ class Pipeline:
 
     Args:
         backend: one of `BACKENDS` (see `compile`).
+        observe: called with every pass's name and the program it made, in order; it must not alter the program.
     """
 
-    def __init__(self, backend: str = DEFAULT_BACKEND):
+    def __init__(self, backend: str = DEFAULT_BACKEND, observe: Observer | None = None):
         self.backend = backend
+        self.observe = observe
 
+    def after(self, name: str, program: Program) -> Program:
+        """`program`, which the pass `name` made: checked, and shown to the observer."""
+        verify(program)
+        log("passes", lambda: f"after {name}\n{format_program(program)}")
+        if self.observe is not None:
+            self.observe(name, program)
+        return program
+
+    copy_module = staticmethod(copy_module)
     take_apart = staticmethod(take_apart)
     check_arguments = staticmethod(check_arguments)
     find_graph = staticmethod(find_graph)
@@ -99,38 +116,45 @@ class Pipeline:
     ) -> Stages:
         """Capture to binding times: what does not depend on which gradients are asked for."""
         captured = capture(module, arguments, call, graph_spaces(), answers, counts)
+        inputs, outputs = captured.inputs, captured.outputs
+        if self.observe is not None:  # not typed yet: nothing to verify
+            self.observe("capture", Program(captured.graph, captured.spaces, inputs, outputs, "captured"))
         canonicalise = Canonicalise(captured.spaces, captured.symbols)
         canonical = canonicalise.run(captured.graph, input_names(captured.inputs))
-        inputs = captured.inputs
         types = placeholder_types(canonical, captured, arguments)
         if canonicalise.rng is not None:
             inputs = (*inputs, Input("rng", "rng"))
             types.append(ValueType((2,), torch.int64))
+        if self.observe is not None:
+            self.observe("canonicalise", Program(canonical, captured.spaces, inputs, outputs, "canonical"))
         graph = RaiseGraphOps(captured.spaces, types).run(canonical)
-        raised = verify(Program(graph, captured.spaces, inputs, captured.outputs, "raised", captured.constants))
-        rewritten = raised
+        raised = Program(graph, captured.spaces, inputs, outputs, "raised", captured.constants)
+        rewritten = self.after("raise-graph-ops", raised)
         for algebra in (SplitAttention(), HoistRowwise(), FactorFolds()):
-            rewritten = verify(algebra.run(rewritten))
-        structure, step = bind(rewritten)
-        return Stages(captured, {"raised": raised, "structure": verify(structure), "step": verify(step)})
+            rewritten = self.after(algebra.name, algebra.run(rewritten))
+        structure, step = (self.after("bind", program) for program in bind(rewritten))
+        return Stages(captured, {"raised": raised, "structure": structure, "step": step})
 
     def back(self, stages: Stages, wrt: frozenset[Input]) -> Stages:
         """Differentiation to edge programs."""
         step = stages["step"]
-        fuse, simplify = FuseEdgePrograms().run, Simplify().run
         if not wrt:
-            return Stages(stages.captured, {**stages.programs, "forward": verify(fuse(simplify(step.at("forward"))))})
-        joint = verify(simplify(differentiate(step, wrt)))
-        forward, backward = split(joint)
-        added = {"joint": joint, "forward": verify(fuse(forward)), "backward": verify(fuse(backward))}
-        return Stages(stages.captured, {**stages.programs, **added})
+            simplified = self.after(Simplify.name, Simplify().run(step.at("forward")))
+            forward = self.after(FuseEdgePrograms.name, FuseEdgePrograms().run(simplified))
+            return Stages(stages.captured, {**stages.programs, "forward": forward})
+        joint = self.after("differentiate", differentiate(step, wrt))
+        joint = self.after(Simplify.name, Simplify().run(joint))
+        forward, backward = (self.after("split", program) for program in split(joint))
+        forward, backward = (self.after(FuseEdgePrograms.name, FuseEdgePrograms().run(p)) for p in (forward, backward))
+        return Stages(stages.captured, {**stages.programs, "joint": joint, "forward": forward, "backward": backward})
 
     def partition(self, program: Program, remote: frozenset[str]) -> Program:
         """The program of one part, for columns known to reach other parts."""
-        partitioned = PartitionProgram(remote).run(program)
+        program = self.after(PartitionProgram.name, PartitionProgram(remote).run(program))
         if self.backend != "reference" and compiler() is not None:
-            partitioned = FuseRows(has_kernel).run(MergeRowPhases(has_kernel).run(partitioned))
-        return verify(partitioned)
+            program = self.after(MergeRowPhases.name, MergeRowPhases(has_kernel).run(program))
+            program = self.after(FuseRows.name, FuseRows(has_kernel).run(program))
+        return program
 
     def columns(self, program: Program) -> list[tuple[fx.Node, str | int]]:
         """The columns of a program and the spaces whose rows they name."""
@@ -153,6 +177,7 @@ class Pipeline:
             CodegenError: backend "cpp", and one that should have a kernel has none.
         """
         programs = edge_programs(program)
+        log("kernels", lambda: "\n".join(f"{program.stage} {e}: {why_no_kernel(e) or 'a kernel'}" for e in programs))
         if self.backend == "cpp":
             made = compile_kernels(programs)
             require_kernels(programs, made)
@@ -223,6 +248,7 @@ def compile(
     prefetch: int = 1,
     seed: int | None = None,
     backend: str = DEFAULT_BACKEND,
+    verify: bool = False,
 ) -> CompiledModule:
     """Compile `model` to run full-batch, and exactly, over the partitions of a graph.
 
@@ -239,6 +265,8 @@ def compile(
             second, kept in a cache), and in plain torch where it has none or the machine has no compiler, which a
             warning says once; "cpp" raises where "auto" would fall back; "reference" runs all in plain torch. Matrix
             products of every edge run in plain torch under each. `plan()` says how each edge program runs, and why.
+        verify: the first call in each mode also runs the plain module, with the same random draws, and prints the
+            largest difference of every result, buffer and gradient to stderr. In one process only.
 
     Returns:
         A module called like `model`: with whole-graph tensors in one process; under torchrun with the rows a rank owns
@@ -249,6 +277,7 @@ def compile(
         UnsupportedModelError: at the first call, when the model cannot be captured or partitioned.
         PartitionError, GraphError: partitions that do not fit the world or the call.
         CodegenError: backend "cpp" without a C++ compiler; at the first call, with an edge program that has no kernel.
+        DifferenceError: with verify, when results or gradients differ by more than rounding in their dtype.
     """
     check_options(model, spaces, prefetch, seed)
     if isinstance(model, CompiledModule):
@@ -266,4 +295,8 @@ def compile(
         require_compiler()
     if backend == "auto" and compiler() is None:
         warn_once("no C++ compiler found (CXX, g++, clang++, c++): edge programs run in plain torch, which is slower")
-    return CompiledModule(model, partitions, Pipeline(backend), spaces=dict(spaces or {}), prefetch=prefetch, seed=seed)
+    logs_from_environment()
+    pipeline = Pipeline(backend)
+    return CompiledModule(
+        model, partitions, pipeline, spaces=dict(spaces or {}), prefetch=prefetch, seed=seed, verify=bool(verify)
+    )

@@ -38,8 +38,16 @@ class CodegenError(SarcError):
     """A kernel could not be generated, compiled or launched."""
 
 
+class DifferenceError(SarcError):
+    """The compiled model's numbers are not the plain module's (`verify=True`); lists the largest differences."""
+
+
 class VerifyError(SarcError):
     """A compiler pass left an inconsistent program: a defect of sarc, not of the model."""
+
+
+class CommandError(SarcError):
+    """A command of `sarc` was given a file, name or specification that it cannot use."""
 
 
 class ParseError(SarcError):

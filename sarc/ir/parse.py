@@ -1,6 +1,7 @@
 """Parser: the program that a text of `format_program` describes.
 
-`format_program(parse_program(text)) == text` for every printed program. Tensors that the model holds (constants) are
+`format_program(parse_program(text)) == text` for every printed program. Lines that start with # say nothing, and so
+does what follows " | " after a source line (`sarc dump` puts bytes there). Tensors that the model holds (constants) are
 not part of the text.
 """
 
@@ -45,7 +46,7 @@ def parse_program(text: str) -> Program:
     """
     parser = _Parser()
     for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
+        if not line.strip() or line.startswith("#"):
             continue
         try:
             parser.read(line)
@@ -79,6 +80,7 @@ class _Parser:
 
     def read(self, line: str) -> None:
         text, _, loc = line.rpartition("   # ") if "   # " in line else (line, "", "")
+        loc = loc.partition("|")[0].rstrip()
         if line.startswith("  "):
             self._in_block(text.strip(), loc)
             return

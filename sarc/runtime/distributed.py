@@ -60,3 +60,10 @@ def all_reduce_gradients(module: nn.Module) -> None:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         dist.all_reduce(parameter.grad)
+
+
+def available_backends() -> dict[str, bool]:
+    """Which transports this build of PyTorch has, by name."""
+    if not dist.is_available():
+        return {"gloo": False, "nccl": False}
+    return {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available()}

@@ -47,6 +47,12 @@ class Kernel(Protocol):
     ) -> None: ...
 
 
+class Recorder(Protocol):
+    """Runs each instruction's step on the executor's behalf, and notes what it likes."""
+
+    def watch(self, executor: Executor, place: int, step: Work) -> Work: ...
+
+
 class Executor:
     """One run of a schedule on one part.
 
@@ -59,6 +65,7 @@ class Executor:
         run: number of the run, common to all parts; messages of different runs never meet.
         kernels: compiled edge programs, by name; the others run in plain torch.
         pool: memory of large results.
+        recorder: watches every instruction (`sarc.runtime.profile.Profile`), or None.
     """
 
     def __init__(
@@ -71,9 +78,11 @@ class Executor:
         run: int = 0,
         kernels: Mapping[str, Kernel] | None = None,
         pool: Pool | None = None,
+        recorder: Recorder | None = None,
     ):
         self.kernels = kernels or {}
         self.pool = pool or Pool()
+        self.recorder = recorder
         self.program, self.schedule, self.state, self.transport = program, schedule, state, transport
         self.env: dict[str, Any] = values
         self.number = run
@@ -86,8 +95,9 @@ class Executor:
 
     def run(self) -> Work:
         """A `Work` (see `run_parts`) that returns the program's results in order."""
-        for instruction in self.schedule.instructions:
-            yield from self._STEPS[type(instruction)](self, instruction)
+        for place, instruction in enumerate(self.schedule.instructions):
+            step = self._STEPS[type(instruction)](self, instruction)
+            yield from step if self.recorder is None else self.recorder.watch(self, place, step)
         if self.chunks:
             left = ", ".join(sorted(self.chunks))
             raise ExchangeError(f"part {self.state.rank}: chunks left at the end of the schedule: {left}")

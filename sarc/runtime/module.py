@@ -9,16 +9,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sarc.errors import GraphError, PartitionError, SarcError, UnsupportedModelError
+from sarc.errors import GraphError, OptionError, PartitionError, SarcError, UnsupportedModelError
 from sarc.ir.print import format_program
 from sarc.ir.program import Input
 from sarc.ir.schedule import Schedule
 from sarc.partition.layout import Partitions
 from sarc.partition.methods import partition
 from sarc.runtime.agreement import Agreement, Note, plain_attributes, problem_note
+from sarc.runtime.compare_plain import Comparison, Difference, whole_graph_call
 from sarc.runtime.host import Host, host_alone, host_together, is_distributed
 from sarc.runtime.memory import Pool
 from sarc.runtime.plan import Plan, make_plan
+from sarc.runtime.profile import current_profile
 from sarc.runtime.step import Step
 from sarc.runtime.transport import run_collective
 from sarc.runtime.variants import Compiler, Variant, Variants
@@ -32,7 +34,17 @@ class CompiledModule(nn.Module):
     programs are made again at the next call.
     """
 
-    def __init__(self, model: nn.Module, partitions, compiler: Compiler, *, spaces, prefetch: int, seed: int | None):
+    def __init__(
+        self,
+        model: nn.Module,
+        partitions,
+        compiler: Compiler,
+        *,
+        spaces,
+        prefetch: int,
+        seed: int | None,
+        verify: bool = False,
+    ):
         super().__init__()
         # The same dictionaries, not copies: parameters(), state_dict(), to() and train() act on the model itself.
         for slot in ("_parameters", "_buffers", "_modules"):
@@ -45,8 +57,15 @@ class CompiledModule(nn.Module):
         self._host: Host | None = None
         self._calls = 0
         self._pool = Pool()
+        # One comparison with the plain module for each variant, by its number; None: not asked for.
+        self._comparisons: dict[int, Comparison] | None = {} if verify else None
         self.step = 0
         self.seed = torch.initial_seed() if seed is None else seed
+        if verify and is_distributed() and dist.get_world_size() > 1:
+            raise OptionError(
+                f"verify=True runs the plain module on whole-graph tensors, which a rank does not hold: expected one "
+                f"process, got {dist.get_world_size()}; verify once without torchrun, the numbers do not depend on P"
+            )
         if is_distributed() and (isinstance(partitions, Partitions) or dist.get_world_size() > 1):
             host, self.seed = host_together(model, partitions, self.seed)
             self._use(host)
@@ -72,13 +91,15 @@ class CompiledModule(nn.Module):
             bound = self._bound(call, note)
         except (SarcError, TypeError) as error:
             problem, note = error, problem_note(error)
-        draws = (_signed(self.seed), self.step)
+        draws = (signed(self.seed), self.step)
         settled, is_bound = self._agreement.settle(note, problem, bound, draws, partial(self._decide, call))
         self._compiler.check_graph(call, settled.kinds, self._placed.rows["E"], self._placed.edge_index)
         arguments, values = self._arguments(call, settled.kinds)
         variant = self._variants.get(self.model, self._placed, call, settled, arguments, values, is_bound)
         self._last = variant
-        return self._run(variant, values, draws)
+        if self._comparisons is None or variant.number in self._comparisons:
+            return self._run(variant, values, draws)
+        return self._compare(variant, call, values, draws, whole_graph_call(args, kwargs))
 
     @property
     def _placed(self) -> Host:
@@ -144,7 +165,18 @@ class CompiledModule(nn.Module):
         arguments = tuple(self._compiler.argument(leaf, kind) for leaf, kind in zip(call.leaves, kinds, strict=True))
         return arguments, {Input("arg", a.path): leaf.value for a, leaf in zip(arguments, call.leaves, strict=True)}
 
-    def _run(self, variant: Variant, values: dict[Input, Tensor | None], draws: tuple[int, int]):
+    def _compare(self, variant: Variant, call, values, draws: tuple[int, int], plain_call):
+        """A call compared with the plain module's; its gradients follow in the backward pass."""
+        assert self._comparisons is not None
+        mode = f"{'train' if self.training else 'eval'} mode"
+        copied = self._compiler.copy_module(self.model)
+        comparison = Comparison(copied, mode, max(self._placed.rows.values()))
+        self._comparisons[variant.number] = comparison
+        out = self._run(variant, values, draws, comparison.gradients)
+        comparison.run(self, plain_call, {leaf.name: leaf.value for leaf in call.leaves}, out)
+        return out
+
+    def _run(self, variant: Variant, values: dict[Input, Tensor | None], draws: tuple[int, int], check=None):
         self._calls += 1
         if any(e.kind == "rng" for e in variant.stages["step"].inputs):
             self.step += 1
@@ -158,6 +190,8 @@ class CompiledModule(nn.Module):
             values,
             {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())},
             self._pool,
+            current_profile(),
+            check,
         )
         results = step.run()
         return self._compiler.fill_results(
@@ -230,6 +264,10 @@ class CompiledModule(nn.Module):
         """What the last call exchanges, stores, keeps and computes; prints as a table."""
         return make_plan(self._called().bound, self._compiler.cost, self._compiler.runs)
 
+    def differences(self) -> list[Difference]:
+        """What `verify=True` compared so far: the largest difference of every result, buffer and gradient."""
+        return [d for comparison in (self._comparisons or {}).values() for d in comparison.differences]
+
     def _called(self) -> Variant:
         if self._last is None:
             raise RuntimeError("nothing has been compiled yet: call the module once, then look inside")
@@ -270,7 +308,7 @@ def _refuse_ddp() -> None:
         )
 
 
-def _signed(seed: int) -> int:
+def signed(seed: int) -> int:
     """A 64-bit seed as int64."""
     seed &= (1 << 64) - 1
     return seed - (1 << 64) if seed >= 1 << 63 else seed

@@ -14,6 +14,7 @@ from sarc.ir.edge_program import EdgeProgram, edge_call, fetch_layout, return_la
 from sarc.ir.program import Program
 from sarc.ir.space import Rows, ValueType
 from sarc.runtime.binding import Binding
+from sarc.runtime.logs import log
 from sarc.runtime.part_state import PartState
 
 
@@ -114,9 +115,18 @@ class Plan:
         return "\n".join(lines)
 
 
-def make_plan(
-    binding: Binding, cost: Callable[[Program], Any], runs: Callable[[Program, Mapping[str, Any]], Mapping[str, Any]]
-) -> Plan:
+Runs = Callable[[Program, Mapping[str, Any]], Mapping[str, Any]]
+
+
+def log_binding(binding: Binding, cost: Callable[[Program], Any], runs: Runs) -> None:
+    """What the log topics "plan" and "schedule" say of a newly bound variant."""
+    log("plan", lambda: str(make_plan(binding, cost, runs)))
+    for schedules in binding.schedules.values():
+        for schedule in schedules:
+            log("schedule", schedule.__str__)
+
+
+def make_plan(binding: Binding, cost: Callable[[Program], Any], runs: Runs) -> Plan:
     """The plan of a bound variant.
 
     Args:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,8 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sarc.ir.dialect import UNIFORM
 from sarc.ir.draws import keyed_uniform
 from sarc.ir.program import map_sizes
-from sarc.runtime.module import CompiledModule
 from sarc.runtime.part_state import PartState
+
+if TYPE_CHECKING:
+    from sarc.runtime.module import CompiledModule
 
 aten = torch.ops.aten
 
@@ -47,6 +49,8 @@ def replay(compiled: CompiledModule, step: int | None = None) -> Iterator[None]:
 
 def draws(compiled: CompiledModule, step: int | None = None) -> list[Tensor]:
     """The uniform draws of a call, float32 in [0, 1), in the plain module's row order and in program order."""
+    from sarc.runtime.module import signed
+
     variant = compiled._called()
     assert variant.binding is not None  # a variant that was called is bound
     raised, states = variant.stages["raised"], variant.binding.order.states
@@ -55,7 +59,7 @@ def draws(compiled: CompiledModule, step: int | None = None) -> list[Tensor]:
         if node.target is not UNIFORM:
             continue
         at = compiled.step - 1 if step is None else step
-        rng = torch.tensor([compiled.seed, at])
+        rng = torch.tensor([signed(compiled.seed), at])
         sizes = states[0].total_sizes()
         shape = map_sizes(node.args[1], lambda size: size.value(sizes))  # noqa: B023
         keys = {s: whole_row_keys(s, states) for s in node.meta["type"].spaces}

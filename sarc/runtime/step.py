@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from sarc.errors import UnsupportedModelError
 from sarc.ir.program import Input, Program
 from sarc.runtime.binding import Binding, Values, cut_inputs
-from sarc.runtime.executor import Executor
+from sarc.runtime.executor import Executor, Recorder
 from sarc.runtime.memory import Pool
 from sarc.runtime.transport import Transport, run_parts
 
@@ -31,6 +31,8 @@ class Step:
         values: arguments of the call.
         state: parameters and buffers by name.
         pool: memory of large tensors.
+        recorder: watches the instructions of its forward and its backward, or None.
+        check: compares what the backward found with the plain module's gradients, or None.
     """
 
     stages: Any
@@ -42,6 +44,8 @@ class Step:
     values: Values
     state: Mapping[str, Tensor]
     pool: Pool
+    recorder: Recorder | None = None
+    check: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], None] | None = None
 
     def run(self) -> dict[str, Tensor]:
         """The user's results by number, differentiable where gradients were asked for; buffers are updated."""
@@ -86,7 +90,9 @@ class Step:
         kernels = self.binding.kernels[stage]
         run = 2 * self.number + (stage == "backward")
         works = {
-            state.rank: Executor(program, schedule, state, self.transport, each, run, kernels, self.pool).run()
+            state.rank: Executor(
+                program, schedule, state, self.transport, each, run, kernels, self.pool, self.recorder
+            ).run()
             for state, schedule, each in zip(states, schedules, values, strict=True)
         }
         # Here and not in the executors: parts are stepped in turn, and modes set inside one would leak into the others.
@@ -164,6 +170,8 @@ class _Call(torch.autograd.Function):
                     each[node.name] = piece
         by_part = step.execute("backward", values)
         found = [order.join([r[k] for r in by_part], node.meta["type"]) for k, node in enumerate(backward.returned)]
+        if step.check is not None:
+            step.check(tangents, {str(e): g for e, g in zip(step.wrt, found, strict=True)})
         return (None, *(g if need else None for g, need in zip(found, ctx.needs_input_grad[1:], strict=True)))
 
 

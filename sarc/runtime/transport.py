@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sarc.errors import ExchangeError
+from sarc.runtime.logs import log
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ class Transport:
         """
         self.sent_bytes += buffer.nbytes
         self.sent_messages += 1
+        log("exchange", lambda: f"run {run}: send {buffer.nbytes} B, {src} -> {dst}: {what}")
         if self.process_of[dst] == self.process_of[src]:
             message = _LocalMessage(buffer, f"send {what}")
             self._posted[src, dst, run].append(message)
@@ -149,6 +151,7 @@ class Transport:
 
     def receive(self, src: int, dst: int, buffer: Tensor, what: str, run: int = 0) -> Handle:
         """Post `buffer` for the next message from part `src` to part `dst` (hosted here)."""
+        log("exchange", lambda: f"run {run}: receive {buffer.nbytes} B, {src} -> {dst}: {what}")
         if self.process_of[dst] == self.process_of[src]:
             message = _LocalMessage(buffer, f"receive {what}")
             self._receiving[src, dst, run].append(message)

@@ -15,10 +15,13 @@ from sarc.ir.schedule import Schedule
 from sarc.runtime.agreement import Settled
 from sarc.runtime.binding import Binding, Values, bind, structural_tensors
 from sarc.runtime.host import Host
+from sarc.runtime.plan import log_binding
 
 
 class Compiler(Protocol):
     """What a compiled module asks of the floors above (`sarc.compiler.Pipeline`)."""
+
+    def copy_module(self, module: nn.Module) -> nn.Module: ...
 
     def take_apart(self, module: nn.Module, args: tuple, kwargs: dict, graph_kind: str) -> Any: ...
 
@@ -116,6 +119,7 @@ class Variants:
             variant = self._by_key[key] = self._compile(model, host, call, settled.wrt, arguments, values)
         if variant.binding is None or not is_bound:
             variant.binding = bind(self.compiler, host, variant.stages, values, self.prefetch)
+            log_binding(variant.binding, self.compiler.cost, self.compiler.runs)
         return variant
 
     def _compile(self, model, host: Host, call, wrt: frozenset[Input], arguments: tuple, values: Values) -> Variant:

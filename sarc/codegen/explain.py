@@ -1,0 +1,24 @@
+"""Why an edge program has no C++ kernel."""
+
+from __future__ import annotations
+
+from sarc.codegen.cpp import Source
+from sarc.codegen.kernels import has_plain_rows, sources_of
+from sarc.codegen.views import NoKernel
+from sarc.ir.edge_program import EdgeProgram
+
+
+def why_no_kernel(program: EdgeProgram) -> str:
+    """The reason, in words that name an operator or a type; "" when the program has a kernel."""
+    found = try_emit(program)
+    return found if isinstance(found, str) else ""
+
+
+def try_emit(program: EdgeProgram) -> list[Source] | str:
+    """The generated translation units of a program, or why there are none. Nothing is compiled."""
+    if not has_plain_rows(program):
+        return "an operand or a result holds flattened rows"
+    try:
+        return [source for _, source in sources_of(program)]
+    except NoKernel as reason:
+        return str(reason)

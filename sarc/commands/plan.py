@@ -1,0 +1,115 @@
+"""`sarc plan`: what a model exchanges, stores and keeps; and, after a run, whether that is what happened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sarc.commands.output import as_records, write_json, write_lines, write_table
+from sarc.commands.run_model import Session
+from sarc.runtime.memory_log import CATEGORIES
+from sarc.runtime.profile import PartRun, Profile, profile
+
+_EDGES = ("direction", "edge program", "over", "folds", "fetches", "row B", "returns", "row B ", "sends B", "stores B",
+          "line")  # fmt: skip
+_SAVED = ("saved value", "type", "bytes")
+_MEMORY = ("part", "direction", "peak B", *CATEGORIES)
+_CHECK = ("what", "predicted", "measured")
+
+
+def plan(session: Session, run: bool, as_json: bool) -> None:
+    """Print the plan of a training step over all parts of this process.
+
+    Args:
+        run: also measure one step, and print predicted against measured.
+    """
+    session.step()
+    made = session.compiled.plan()
+    edges = [
+        (
+            e.stage, f"@{e.name}", e.space, " + ".join(e.folds), ", ".join(e.fetched) or "-", e.fetch_row_bytes,
+            e.returned, e.return_row_bytes, e.sent_bytes, e.stored_bytes, e.loc,
+        )
+        for e in made.edges
+    ]  # fmt: skip
+    reduces = [(stage, count, size) for stage, (count, size) in made.all_reduces.items()]
+    work = [(stage, str(cost.flops), str(cost.nbytes)) for stage, cost in made.work.items()]
+    document: dict[str, Any] = {
+        "parts": made.num_parts,
+        "sent_bytes": made.sent_bytes,
+        "saved_bytes": made.saved_bytes,
+        "chunk_limit": made.chunk_limit,
+        "edge_programs": [{k.strip(): v for k, v in zip(_KEYS, row, strict=True)} for row in edges],
+        "saved": as_records(_SAVED, made.saved),
+        "all_reduces": as_records(("direction", "count", "bytes a part"), reduces),
+        "work_of_the_whole_graph": as_records(("direction", "operations", "bytes moved"), work),
+    }
+    measured = None
+    if run:
+        measured = _measure(session)
+        document["memory"] = as_records(_MEMORY, _memory_rows(measured))
+        document["predicted_and_measured"] = as_records(_CHECK, _checks(session, measured))
+    if as_json:
+        write_json(document)
+        return
+    title = (
+        f"{session.found.name}: {made.num_parts} parts, sends {made.sent_bytes} B a step, keeps {made.saved_bytes} B "
+        f"between forward and backward, at most {made.chunk_limit} chunks alive on a part"
+    )
+    write_table(title, _EDGES, edges, "bytes of all parts together, one forward and one backward")
+    write_table("kept between forward and backward", _SAVED, made.saved)
+    write_table("all-reduces", ("direction", "count", "bytes a part"), reduces)
+    write_table("work, whole graph", ("direction", "operations", "bytes moved"), work)
+    if measured is not None:
+        write_table("memory at the peak of one step, bytes", _MEMORY, _memory_rows(measured))
+        write_table("predicted and measured", _CHECK, _checks(session, measured))
+        write_lines(["(categories: " + "; ".join(f"{k}: {v}" for k, v in CATEGORIES.items()) + ")"])
+
+
+_KEYS = (
+    "direction", "edge_program", "over", "folds", "fetches", "fetch_row_bytes", "returns", "return_row_bytes",
+    "sent_bytes", "stored_bytes", "line",
+)  # fmt: skip
+
+
+def _measure(session: Session) -> tuple[Profile, dict[str, int]]:
+    """A profiled step, and the bytes it sent."""
+    before = session.compiled.traffic()
+    with profile() as found:
+        session.step()
+    after = session.compiled.traffic()
+    return found, {key: after[key] - before[key] for key in after}
+
+
+def _memory_rows(measured: tuple[Profile, dict[str, int]]) -> list[tuple[Any, ...]]:
+    rows = []
+    for run in measured[0].runs:
+        assert run.memory is not None
+        parts = run.memory.by_category(run.memory.peak_place)
+        rows.append((run.rank, run.stage, run.memory.peak, *(parts[c] for c in CATEGORIES)))
+    return rows
+
+
+def _checks(session: Session, measured: tuple[Profile, dict[str, int]]) -> list[tuple[Any, ...]]:
+    found, sent = measured
+    made, schedules = session.compiled.plan(), session.compiled._called().bound.schedules
+    messages = sum(s.counts().get("Send", 0) for each in schedules.values() for s in each)
+    return [
+        ("bytes sent in messages", made.sent_bytes, sent["sent_bytes"]),
+        ("messages", messages, sent["messages"]),
+        ("most chunks alive on a part (at most)", made.chunk_limit, max(map(_most_chunks, found.runs), default=0)),
+        ("bytes saved for the backward pass", made.saved_bytes, _saved_bytes(found)),
+    ]
+
+
+def _most_chunks(run: PartRun) -> int:
+    assert run.memory is not None
+    return run.memory.most("chunks")
+
+
+def _saved_bytes(found: Profile) -> int:
+    total = 0
+    for run in found.runs:
+        if run.stage == "backward":
+            assert run.memory is not None
+            total += run.memory.held("saved")
+    return total
