@@ -48,7 +48,7 @@ from sarc.runtime.logs import log, logs_from_environment
 from sarc.runtime.module import CompiledModule
 
 BACKENDS = ("auto", "cpp", "reference")
-DEFAULT_BACKEND = "reference"
+DEFAULT_BACKEND = "auto"
 
 Observer = Callable[[str, Program], None]
 

@@ -16,6 +16,7 @@ from collections import Counter
 import torch
 import torch.fx as fx
 
+from sarc.codegen.expression import EXACT
 from sarc.codegen.views import NoKernel
 from sarc.ir.dialect import UNIFORM
 from sarc.ir.edge_program import EdgeProgram, fold_to_rows, take_rows
@@ -71,7 +72,7 @@ class Body:
             if [a % len(dims) for a in node.args[1]] != [_row_axis(dims)]:
                 raise NoKernel("contraction of rows and features")
             node = node.args[0]
-        while node.target in _REGROUPS and _row_axis(node.meta["type"].dims) == _row_axis(node.args[0].meta["type"].dims) == 0:
+        while node.target in _REGROUPS and {_row_axis(n.meta["type"].dims) for n in (node, node.args[0])} == {0}:
             node = node.args[0]
         return node
 
@@ -125,7 +126,7 @@ class Body:
         return node not in self.in_row and width(node) > NARROW
 
     def sinks(self, node: fx.Node) -> bool:
-        """Whether the value is a narrow one made in a wide phase: a fold over, or a part of, a wide value's features."""
+        """Whether the value is a narrow one made in a wide phase: a fold over features of a wide one, or a part."""
         if node in self.in_row or self.is_wide(node):
             return False
         return any(self.is_wide(n) for n in node.all_input_nodes)
@@ -136,6 +137,34 @@ class Body:
             return 0
         ready = self.available(root)
         return ready | 1 if self.is_wide(root) else ready + ready % 2
+
+    def is_exact(self, node: fx.Node) -> bool:
+        """Whether every kernel that computes the value finds the same bits."""
+        if node.op == "placeholder":
+            return True
+        packet = getattr(node.target, "overloadpacket", node.target)
+        return packet.__name__ in EXACT and all(self.is_exact(n) for n in node.all_input_nodes)
+
+    def compares(self) -> bool:
+        """Whether a kernel must compute to the bit: it folds extremes of computed values, or looks for where they are.
+
+        The derivative of a maximum is spread over the values that equal it, and these are computed again.
+
+        Raises:
+            NoKernel: values are compared that rounding decides.
+        """
+        found = False
+        for node in self.nodes:
+            name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+            if name in ("eq", "ne"):
+                for operand in node.all_input_nodes:
+                    if operand.op != "placeholder" and operand.meta["type"].dtype.is_floating_point:
+                        if not self.is_exact(operand):
+                            raise NoKernel("equality of numbers that rounding decides")
+                        found = True
+            found |= node.target is fold_to_rows and node.args[3] != "sum" and node.args[0].op != "placeholder"
+        extremes = [k for k in self.results if self.program.results[k].fold in ("amax", "amin")]
+        return found or any(self.roots[k].op != "placeholder" for k in extremes)
 
     def readers(self, node: fx.Node) -> list[fx.Node]:
         return [n for n in self.nodes if node in n.all_input_nodes]

@@ -25,8 +25,8 @@ from sarc.codegen.warn_once import warn_once
 from sarc.errors import CodegenError
 
 FLAGS = (
-    "-O3", "-march=native", "-mprefer-vector-width=512", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math",
-    "-ffp-contract=fast", "-fno-signed-zeros",
+    "-O3", "-march=native", "-mprefer-vector-width=512", "-std=c++17", "-fopenmp", "-shared", "-fPIC",
+    "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fno-signed-zeros",
 )  # fmt: skip
 # Far more than any kernel takes: a compiler that is not done by then hangs.
 COMPILE_SECONDS = 120.0

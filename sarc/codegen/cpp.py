@@ -14,7 +14,7 @@ import torch.fx as fx
 from sarc.codegen.body import Body, features, width
 from sarc.codegen.expression import C_TYPES, STORED_WIDE, literal, stored_type
 from sarc.codegen.lower import BLOCK, Loop, Lowering, Value, spell
-from sarc.codegen.prelude import PRELUDE
+from sarc.codegen.prelude import PRELUDE, TO_THE_BIT
 from sarc.ir.dialect import start_value
 from sarc.ir.edge_program import EdgeProgram, fold_to_rows
 
@@ -86,7 +86,7 @@ class _Kernel(Lowering):
         self.packed = {k: (p, at) for p, pack in enumerate(self.packs) for k, at in pack.operands}
 
     def run(self) -> Source:
-        text = PRELUDE + _UNIT.format(
+        text = (TO_THE_BIT if self.body.compares() else "") + PRELUDE + _UNIT.format(
             about=", ".join(filter(None, [f"{self.program.name} over {self.program.space}", self.program.loc])),
             loop=_indent(self._chunk()),
             arguments=_indent(self._arguments(), 1),
@@ -164,11 +164,10 @@ class _Kernel(Lowering):
         ]  # fmt: skip
         columns = sorted(self.program.columns_used("gather") | self.program.columns_used("reduce"))
         names += [("int32_t", f"c{c}") for c in columns]
-        names += [(stored_type(o.type.dtype) if o.type.dtype in C_TYPES else "char", f"x{k}")
-                  for k, o in enumerate(self.program.operands)]  # fmt: skip
-        names += [(stored_type(self.program.operands[p.operands[0][0]].type.dtype), f"pack{i}")
-                  for i, p in enumerate(self.packs)]  # fmt: skip
-        lines = [f"const {t}* __restrict {name} = (const {t}*)p[{at}]; (void){name};" for at, (t, name) in enumerate(names)]
+        stored = [stored_type(o.type.dtype) if o.type.dtype in C_TYPES else "char" for o in self.program.operands]
+        names += [(kind, f"x{k}") for k, kind in enumerate(stored)]
+        names += [(stored[p.operands[0][0]], f"pack{i}") for i, p in enumerate(self.packs)]
+        lines = [f"const {t}* __restrict {n} = (const {t}*)p[{at}]; (void){n};" for at, (t, n) in enumerate(names)]
         at = len(names)
         for k in self.results:
             kind = stored_type(self.program.results[k].type.dtype)
@@ -254,7 +253,8 @@ class _Kernel(Lowering):
             if phase % 2:
                 blocks += self._wide_loop([n for n in mine if body.sinks(n)], now, phase, sweep)
             else:
-                blocks += self._narrow_part([n for n in mine if not body.is_wide(n) and not body.sinks(n)], now, phase, sweep)
+                narrow = [n for n in mine if not body.is_wide(n) and not body.sinks(n)]
+                blocks += self._narrow_part(narrow, now, phase, sweep)
         return blocks
 
     def _narrow_part(self, nodes: list[fx.Node], folds: list, phase: int, sweep: int) -> list[str]:
@@ -297,16 +297,12 @@ class _Kernel(Lowering):
         body = self.body
         own = [n for n in body.nodes if n.target is fold_to_rows]
         for node in own:
-            name, dims = self._fold_name(node), node.meta["type"].dims
-            self.values[node] = Value(
-                lambda at, name=name, dims=dims: f"{name}[{self.linear(at, dims)}]", dims, True,
-                lambda i, name=name: f"{name}[{i}]",
-            )  # fmt: skip
+            self.values[node] = self.array_of(self._fold_name(node), node.meta["type"].dims)
         sweeps = max([body.passes[n] for n in body.nodes] + [0]) + 1
         begin, end = [], []
         chunk_begin, chunk_end = [], []
         for k in self.results:
-            result, root = self.program.results[k], body.roots[k]
+            result = self.program.results[k]
             kind, size = C_TYPES[result.type.dtype], max(math.prod(features(result.type.dims)), 1)
             flat = f"for (int i = 0; i < {size}; ++i)"
             load, store = ("sarc_load({})", "sarc_round({})") if result.type.dtype in STORED_WIDE else ("{}", "{}")
@@ -363,8 +359,7 @@ class _Kernel(Lowering):
         """Statements that write the values of a row that are results."""
         lines: list[str] = []
         for k in self.results:
-            result, root = self.program.results[k], self.body.roots[k]
-            if result.kind != "rows":
+            if self.program.results[k].kind != "rows":
                 continue
             lines += spell(self._put(k, "target"))
         return lines

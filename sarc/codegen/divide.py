@@ -71,7 +71,8 @@ def _by_column(program: EdgeProgram, columns: list[int]) -> tuple[list[Stage], l
     stages = [Stage(first[0], columns[0], first[1], tuple(early) + tuple(numbers.values()))]
     for column in columns[1:]:
         mine = [k for k in late if program.results[k].column == column]
-        made = _extract(program, f"_by{column}", numbers, [returned[k] for k in mine], [program.results[k] for k in mine])
+        values, results = [returned[k] for k in mine], [program.results[k] for k in mine]
+        made = _extract(program, f"_by{column}", numbers, values, results)
         stages.append(Stage(made[0], column, made[1], tuple(mine)))
     return stages, scratch
 

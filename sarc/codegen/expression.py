@@ -30,6 +30,16 @@ def stored_type(dtype: torch.dtype) -> str:
     return STORED_WIDE.get(dtype) or C_TYPES[dtype]
 
 
+# Operators that IEEE arithmetic defines to the last bit: two kernels that compute one expression of them agree.
+EXACT = {
+    "add", "sub", "rsub", "mul", "div", "neg", "abs", "maximum", "minimum", "relu", "leaky_relu", "where", "sqrt",
+    "clamp", "clamp_min", "clamp_max", "view", "reshape", "expand", "unsqueeze", "squeeze", "permute", "slice", "select", "cat",
+    "full", "gather", "reciprocal", "square", "sign", "sgn", "gt", "ge", "lt", "le", "eq", "ne", "logical_not",
+    "bitwise_not", "bitwise_and", "bitwise_or", "logical_and", "logical_or", "_to_copy", "uniform", "take_rows", "amax",
+    "amin", "floor", "ceil", "threshold_backward",
+}  # fmt: skip
+
+
 def literal(value, dtype: torch.dtype) -> str:
     """A number as a C++ literal of `dtype`."""
     if isinstance(value, bool):
@@ -84,7 +94,23 @@ _UNARY = {
     "erf": "std::erf({0})",
     "floor": "std::floor({0})",
     "ceil": "std::ceil({0})",
-    "sign": "(({0} > {zero}) - ({0} < {zero}))",
+    "sign": "{kind}(({0} > {zero}) - ({0} < {zero}))",
+    "sgn": "{kind}(({0} > {zero}) - ({0} < {zero}))",
+    "exp2": "std::exp2({0})",
+    "log2": "std::log2({0})",
+    "log10": "std::log10({0})",
+    "tan": "std::tan({0})",
+    "atan": "std::atan({0})",
+    "asin": "std::asin({0})",
+    "acos": "std::acos({0})",
+    "sinh": "std::sinh({0})",
+    "cosh": "std::cosh({0})",
+    "erfc": "std::erfc({0})",
+    "round": "std::nearbyint({0})",
+    "trunc": "std::trunc({0})",
+    "isnan": "({0} != {0})",
+    "isinf": "(std::fabs({0}) == sarc_inf<{kind}>())",
+    "isfinite": "(std::fabs({0}) < sarc_inf<{kind}>())",
     "detach": "{0}",
     "clone": "{0}",
 }
@@ -118,7 +144,7 @@ def scalar(
     if name == "rsub":
         return f"({operands[1]} - {operands[0]})"
     if name in _UNARY and len(operands) == 1:
-        return _UNARY[name].format(operands[0], one=one, zero=zero)
+        return _UNARY[name].format(operands[0], one=one, zero=zero, kind=C_TYPES[compute])
     if name == "where" and len(operands) == 3:
         return "({} ? {} : {})".format(*operands)
     if name == "leaky_relu":
@@ -127,6 +153,8 @@ def scalar(
     if name == "elu":
         alpha = literal(numbers.get("alpha", 1), compute)
         return f"({operands[0]} > {zero} ? {operands[0]} : {alpha} * std::expm1({operands[0]}))"
+    if name == "pow" and len(operands) == 2:
+        return f"std::pow({operands[0]}, {operands[1]})"
     if name == "pow" and "exponent" in numbers:
         return _power(operands[0], numbers["exponent"], compute)
     if name in ("clamp", "clamp_min", "clamp_max"):

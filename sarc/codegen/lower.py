@@ -212,7 +212,7 @@ class Lowering:
         size = max(math.prod(features(dims)), 1)
         if node in self.body.in_row or self.body.is_wide(node):
             (self.declared if node in self.body.in_row else self.code).append(f"{kind} {name}[{size}];{loc}")
-            return Value(lambda at: f"{name}[{self.linear(at, dims)}]", dims, True, lambda i: f"{name}[{i}]")
+            return self.array_of(name, dims)
         line = f"alignas(64) {kind} {name}[{size} * {BLOCK}] = {{}};{loc}"
         if line not in self.declared:
             self.declared.append(line)
@@ -221,6 +221,10 @@ class Lowering:
             return f"{name}[q]" if i == "0" else f"{name}[({i}) * {BLOCK} + q]"
 
         return Value(lambda at: at_offset(self.linear(at, dims)), dims, True, at_offset)
+
+    def array_of(self, name: str, dims: tuple) -> Value:
+        """The reader of an array that holds one row's features."""
+        return Value(lambda at: f"{name}[{self.linear(at, dims)}]", dims, True, lambda i: f"{name}[{i}]")
 
     def compute_type(self, dtype: torch.dtype) -> str:
         if dtype not in C_TYPES:
@@ -337,9 +341,8 @@ class Lowering:
         source = self.value(node.args[0])
         back = index_map(node, source.dims)
         keeps = node.target in (aten.unsqueeze.default, aten.squeeze.dims)
-        return Value(
-            lambda index: source.element(back(index)), node.meta["type"].dims, source.cheap, source.flat if keeps else None
-        )
+        flat = source.flat if keeps else None
+        return Value(lambda index: source.element(back(index)), node.meta["type"].dims, source.cheap, flat)
 
     def _fold_features(self, node: fx.Node) -> Value:
         """A sum (amax, amin) over features."""

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+# Before the prelude of a unit whose values are compared with those of another.
+TO_THE_BIT = r"""
+#ifdef __clang__
+#pragma clang fp contract(off)
+#else
+#pragma GCC optimize("fp-contract=off")
+#endif
+"""
+
 PRELUDE = r"""
 #include <cmath>
 #include <cstdint>

@@ -152,7 +152,9 @@ class Merger:
             self.columns.append(column)
         return self.columns.index(column)
 
-    def _operand(self, name: str, value: fx.Node, column: fx.Node | None, axis: int | None, type_: ValueType) -> fx.Node:
+    def _operand(
+        self, name: str, value: fx.Node, column: fx.Node | None, axis: int | None, type_: ValueType
+    ) -> fx.Node:
         key = (value, column, axis, type_)
         if key not in self.placed:
             if value not in self.values:
