@@ -33,6 +33,7 @@ from sarc.passes.forward.bind import bind
 from sarc.passes.forward.canonicalise import Canonicalise
 from sarc.passes.forward.factor_folds import FactorFolds
 from sarc.passes.forward.hoist_rowwise import HoistRowwise
+from sarc.passes.forward.order_dense import OrderDense
 from sarc.passes.forward.raise_graph_ops import RaiseGraphOps
 from sarc.passes.forward.split_attention import SplitAttention
 from sarc.passes.joint.differentiate import differentiate
@@ -130,7 +131,7 @@ class Pipeline:
         graph = RaiseGraphOps(captured.spaces, types).run(canonical)
         raised = Program(graph, captured.spaces, inputs, outputs, "raised", captured.constants)
         rewritten = self.after("raise-graph-ops", raised)
-        for algebra in (SplitAttention(), HoistRowwise(), FactorFolds()):
+        for algebra in (SplitAttention(), HoistRowwise(), FactorFolds(), OrderDense()):
             rewritten = self.after(algebra.name, algebra.run(rewritten))
         structure, step = (self.after("bind", program) for program in bind(rewritten))
         return Stages(captured, {"raised": raised, "structure": structure, "step": step})

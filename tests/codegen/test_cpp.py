@@ -184,7 +184,7 @@ def test_a_per_edge_layer_stays_with_the_reference() -> None:
 
         def forward(self, x: Tensor, edge_index: Tensor, weight: Tensor) -> Tensor:
             src, dst = edge_index
-            message = self.layer(torch.cat([x[src], x[dst]], -1)) * weight.unsqueeze(-1)
+            message = self.layer(torch.cat([x[src], x[dst]], -1) * weight.unsqueeze(-1))
             return x.new_zeros(x.size(0), 4).index_add(0, dst, message)
 
     model, graph = PerEdge().double(), random_graph(30, 200)

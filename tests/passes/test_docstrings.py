@@ -24,6 +24,7 @@ from sarc.passes.forward.bind import bind
 from sarc.passes.forward.canonicalise import Canonicalise
 from sarc.passes.forward.factor_folds import FactorFolds
 from sarc.passes.forward.hoist_rowwise import HoistRowwise
+from sarc.passes.forward.order_dense import OrderDense
 from sarc.passes.forward.raise_graph_ops import RaiseGraphOps
 from sarc.passes.forward.split_attention import SplitAttention
 from sarc.passes.joint.differentiate import differentiate
@@ -86,6 +87,7 @@ ON_PROGRAM: dict[str, Callable[[Program], tuple[Program, ...]]] = {
     "sarc.passes.forward.split_attention": lambda p: (SplitAttention().run(p),),
     "sarc.passes.forward.hoist_rowwise": lambda p: (HoistRowwise().run(p),),
     "sarc.passes.forward.factor_folds": lambda p: (FactorFolds().run(p),),
+    "sarc.passes.forward.order_dense": lambda p: (OrderDense().run(p),),
     "sarc.passes.forward.bind": bind,
     "sarc.passes.joint.differentiate": lambda p: (differentiate(p, parameters(p)),),
     "sarc.passes.joint.simplify": lambda p: (Simplify().run(p),),

@@ -17,6 +17,7 @@ from sarc.passes.base import merge_common
 from sarc.passes.forward.bind import bind
 from sarc.passes.forward.factor_folds import FactorFolds
 from sarc.passes.forward.hoist_rowwise import HoistRowwise
+from sarc.passes.forward.order_dense import OrderDense
 from sarc.passes.forward.split_attention import SplitAttention
 from sarc.passes.joint.differentiate import differentiate
 from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
@@ -28,7 +29,7 @@ from tests.ir.stages import MODELS, Compiled, E, N, compiled, known_inputs, run_
 # Sums of at most 40 float64 terms in another order.
 TOLERANCE = 1e-12
 
-ALGEBRA = (SplitAttention(), HoistRowwise(), FactorFolds())
+ALGEBRA = (SplitAttention(), HoistRowwise(), FactorFolds(), OrderDense())
 
 ROWS = """program forward
 space N = nodes
