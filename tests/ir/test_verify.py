@@ -69,8 +69,8 @@ def test_the_error_shows_ten_lines_around_the_fault() -> None:
     lines[12] = "%a12: f32[E, 4] = aten.relu(%a11)   # model.py:12"
     with pytest.raises(VerifyError) as error:
         verify(program("\n".join(lines) + "\n", "a19"))
-    shown = str(error.value).splitlines()[1:]
-    assert len(shown) == 10
+    *shown, source = str(error.value).splitlines()[1:]
+    assert len(shown) == 10 and source == "from model.py:12"
     assert shown[0] == "   " + lines[7] and shown[-1] == "   " + lines[16]
     assert shown[5] == "-> " + lines[12]
 
