@@ -232,7 +232,8 @@ class _Kernel(Lowering):
     def _put(self, k: int, where: str) -> list[str | Loop]:
         """Statements that write a value as row `where` of a result."""
         value, type_ = self.value(self.body.roots[k]), self.program.results[k].type
-        form = f"out[{{}}] = sarc_to<{stored_type(type_.dtype)}>({{}});" if type_.dtype in STORED_WIDE else "out[{}] = {};"
+        stored = f"sarc_to<{stored_type(type_.dtype)}>({{}})" if type_.dtype in STORED_WIDE else "{}"
+        form = f"out[{{}}] = {stored};"
         loop = self.nest(value.dims, lambda at: form.format(self.linear(at, value.dims), value.element(at)))
         row = f"int64_t({where}) * {width(self.body.roots[k])}"
         return [f"{{ {stored_type(type_.dtype)}* __restrict out = y{k} + {row};", loop, "}"]
