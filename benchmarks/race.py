@@ -8,6 +8,7 @@ from typing import Protocol
 
 from benchmarks.contestants import TRAINING, Contestant, Function, Step
 from benchmarks.graphs import Graph
+from benchmarks.memory_limit import memory_limit
 from benchmarks.options import Options
 from benchmarks.peak import child_peak
 from benchmarks.report import Report
@@ -46,37 +47,60 @@ def race(case: Contest, options: Options, report: Report, memory_of: str | None 
         memory_of: module whose `cases(options)` finds the case again in a child process; None: no memory is measured.
     """
     invited = [c for c in case.contestants if options.invites(c.name)]
-    functions: dict[str, Function] = {}
-    facts: dict[str, dict[str, object]] = {c.name: {} for c in invited}
-    for contestant in invited:
+    with memory_limit():
+        facts, steps = _prepare(case, invited)
+        for kind in case.traversals:
+            entered = [c.name for c in invited if c.name in steps and not _lacks(c, kind)]
+            guarded = {name: _guard(steps[name][kind], facts[name]) for name in entered}
+            times = interleave(guarded, case.refresh, options.repeat)
+            times = {name: seconds for name, seconds in times.items() if "note" not in facts[name]}
+            base = times.get(BASE) or next(iter(times.values()), [])
+            for contestant in (c for c in invited if not _lacks(c, kind)):
+                row: dict[str, object] = {"pass": kind, "contestant": contestant.name, **facts[contestant.name]}
+                seconds = times.get(contestant.name)
+                if seconds:
+                    low, middle, high = (1e3 * s for s in quartiles(seconds))
+                    row |= {"ms": middle, "low": low, "high": high, "ratio": median_ratio(seconds, base)}
+                    row["roof %"] = _roof_share(case, options, kind, middle / 1e3)
+                if kind == TRAINING and seconds and memory_of and options.memory:
+                    row |= _peak(memory_of, case, contestant.name, options)
+                report.add(graph=str(case.graph), case=case.name, **row)
+    report.show()
+
+
+def _prepare(
+    case: Contest, contestants: Sequence[Contestant]
+) -> tuple[dict[str, dict[str, object]], dict[str, dict[str, Step]]]:
+    """By contestant: its "error", or the "note" that excludes it; by contestant that takes part: its steps by pass."""
+    facts: dict[str, dict[str, object]] = {c.name: {} for c in contestants}
+    steps: dict[str, dict[str, Step]] = {}
+    for contestant in contestants:
+        mine = facts[contestant.name]
         try:
             function = contestant.build()
-            error = case.error(function, contestant.only_forward)
+            mine["error"] = case.error(function, contestant.only_forward)
         except Exception as failure:
-            facts[contestant.name]["note"] = f"failed: {type(failure).__name__}: {_first_line(failure)}"
+            mine["note"] = _failed(failure)
+            continue
+        if mine["error"] <= case.tolerance:
+            steps[contestant.name] = case.steps(function)
         else:
-            facts[contestant.name]["error"] = error
-            if error <= case.tolerance:
-                functions[contestant.name] = function
-            else:
-                facts[contestant.name]["note"] = "wrong: not timed"
+            mine["note"] = "wrong: not timed"
         gc.collect()
-    steps = {c.name: case.steps(functions[c.name]) for c in invited if c.name in functions}
-    for kind in case.traversals:
-        entered = {c.name: steps[c.name][kind] for c in invited if c.name in steps and not _lacks(c, kind)}
-        times = interleave(entered, case.refresh, options.repeat)
-        base = times.get(BASE) or next(iter(times.values()), [])
-        for contestant in (c for c in invited if not _lacks(c, kind)):
-            row: dict[str, object] = {"pass": kind, "contestant": contestant.name, **facts[contestant.name]}
-            seconds = times.get(contestant.name)
-            if seconds:
-                low, middle, high = quartiles(seconds)
-                row |= {"ms": middle * 1e3, "low": low * 1e3, "high": high * 1e3, "ratio": median_ratio(seconds, base)}
-                row["roof %"] = _roof_share(case, options, kind, middle)
-            if kind == TRAINING and seconds and memory_of and options.memory:
-                row |= _peak(memory_of, case, contestant.name, options)
-            report.add(graph=str(case.graph), case=case.name, **row)
-    report.show()
+    return facts, steps
+
+
+def _guard(step: Step, facts: dict[str, object]) -> Step:
+    """The step, which at its first failure leaves a note and from then on does nothing."""
+
+    def run() -> None:
+        if "note" not in facts:
+            try:
+                step()
+            except Exception as failure:
+                facts["note"] = _failed(failure)
+
+    return run
 
 
 def _lacks(contestant: Contestant, kind: str) -> bool:
@@ -97,6 +121,10 @@ def _peak(benchmark: str, case: Contest, contestant: str, options: Options) -> d
     except RuntimeError as failure:
         return {"note": f"memory: {_first_line(failure)}"}
     return {"peak MB": found.peak / 1e6, "saved MB": found.saved / 1e6}
+
+
+def _failed(failure: Exception) -> str:
+    return f"failed: {type(failure).__name__}: {_first_line(failure)}"
 
 
 def _first_line(failure: BaseException) -> str:

@@ -91,8 +91,24 @@ def test_a_wrong_and_a_failing_contestant_get_rows_that_say_so() -> None:
     def fail():
         raise RuntimeError("no such library\nand more")
 
+    def want_memory(y):
+        return y + torch.empty(1 << 50, dtype=torch.uint8).sum()
+
+    def fail_later():
+        calls = []
+
+        def run(y):
+            calls.append(y)
+            if len(calls) > 4:
+                raise ValueError("enough")
+            return y.sin()
+
+        return run
+
     x = torch.empty(5, 3, requires_grad=True)
     makers = {
+        "greedy": lambda: want_memory,
+        "tired": fail_later,
         "right": lambda: torch.sin,
         "wrong": lambda: torch.cos,
         "failing": fail,
@@ -103,6 +119,8 @@ def test_a_wrong_and_a_failing_contestant_get_rows_that_say_so() -> None:
     race.race(Case("case", draw("uniform", 5, 9), (x,), torch.sin, contestants), options, report)
     notes = {row["contestant"]: row.get("note") for row in report.rows}
     wrong = "wrong: not timed"
+    assert "memory" in notes.pop("greedy")
+    assert notes.pop("tired") == "failed: ValueError: enough"
     assert notes == {"right": None, "wrong": wrong, "failing": "failed: RuntimeError: no such library", "nan": wrong}
     assert [row["contestant"] for row in report.rows if "ms" in row] == ["right", "right"]
 
