@@ -31,6 +31,7 @@ def interleave(
     times: dict[Name, list[float]] = {name: [] for name in steps}
     gc.collect()
     gc.disable()
+    gc.freeze()  # what lives now is not searched again between repetitions
     try:
         for k in range(-WARM_UPS, repeat):
             for name, step in steps.items():
@@ -43,6 +44,7 @@ def interleave(
                     times[name].append(seconds)
             gc.collect()
     finally:
+        gc.unfreeze()
         gc.enable()
     return times
 

@@ -201,6 +201,19 @@ def partition(data: str, nodes: int, parts: int, method: str | None, seed: int, 
 
 @main.command()
 @_json
+@click.option("-o", "--out", default="sarc-report.html", show_default=True, help="The file to write.")
+@_backend
+@_about_a_model
+def report(wanted: Wanted, out: str, as_json: bool) -> None:
+    """Measure one step and write an HTML page: programs, exchange, timeline, memory, kernels."""
+    from sarc.commands.report import report
+    from sarc.commands.run_model import start
+
+    report(start(wanted), out, as_json)
+
+
+@main.command()
+@_json
 def doctor(as_json: bool) -> None:
     """Look at the machine: compiler, OpenMP, CUDA, transports, cache, versions."""
     from sarc.commands.doctor import doctor

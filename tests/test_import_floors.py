@@ -26,7 +26,7 @@ FLOORS: dict[str, frozenset[str]] = {
         "cli": "commands sarc report compiler passes frontends codegen runtime cost ir partition data errors",
         "commands": "report compiler passes frontends codegen runtime cost ir partition data errors",
         "report": "compiler passes frontends codegen runtime cost ir partition data errors",
-        "sarc": "report compiler passes frontends codegen runtime cost ir partition data errors",
+        "sarc": "compiler passes frontends codegen runtime cost ir partition data errors",
         "compiler": "passes frontends codegen runtime cost ir partition data errors",
         "passes": "cost ir partition data errors",
         "frontends": "ir partition data errors",

@@ -33,7 +33,8 @@ def stored_type(dtype: torch.dtype) -> str:
 # Operators that IEEE arithmetic defines to the last bit: two kernels that compute one expression of them agree.
 EXACT = {
     "add", "sub", "rsub", "mul", "div", "neg", "abs", "maximum", "minimum", "relu", "leaky_relu", "where", "sqrt",
-    "clamp", "clamp_min", "clamp_max", "view", "reshape", "expand", "unsqueeze", "squeeze", "permute", "slice", "select", "cat",
+    "clamp", "clamp_min", "clamp_max", "view", "reshape", "expand", "unsqueeze", "squeeze", "permute", "slice",
+    "select", "cat",
     "full", "gather", "reciprocal", "square", "sign", "sgn", "gt", "ge", "lt", "le", "eq", "ne", "logical_not",
     "bitwise_not", "bitwise_and", "bitwise_or", "logical_and", "logical_or", "_to_copy", "uniform", "take_rows", "amax",
     "amin", "floor", "ceil", "threshold_backward",

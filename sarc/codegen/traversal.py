@@ -86,7 +86,7 @@ def traversal(
     # A chunk ends at the first row boundary after each CHUNK_EDGES edges (rows without edges count as one): fixed by
     # the graph, not by the threads.
     work = starts + torch.arange(starts.numel())
-    marks = torch.arange(1, -(-int(work[-1]) // CHUNK_EDGES)) * CHUNK_EDGES
+    marks = torch.arange(1, max(1, -(-int(work[-1]) // CHUNK_EDGES))) * CHUNK_EDGES
     inner = torch.searchsorted(work, marks).clamp_(max=targets.numel())
     bounds = torch.cat([torch.tensor([0]), inner, torch.tensor([targets.numel()])]).unique()
     padded = {c: _padded(v[place]) for c, v in columns.items()}

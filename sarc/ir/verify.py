@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import operator
 
 import torch
@@ -98,4 +99,13 @@ def _fault(program: Program, node: fx.Node, what: str) -> VerifyError:
     lines = [
         ("-> " if n is node else "   ") + format_node(n) for n in nodes[max(0, at - 5) : at + 5] if n.op != "output"
     ]
-    return VerifyError(f"stage {program.stage}: %{node.name} {what}\n" + "\n".join(lines))
+    return VerifyError(f"stage {program.stage}: %{node.name} {what}\n" + "\n".join([*lines, *_source(node)]))
+
+
+def _source(node: fx.Node) -> list[str]:
+    """The user's line that a value comes from, with its code where the file is at hand."""
+    file, _, line = node.meta.get("loc", "").rpartition(":")
+    if not file:
+        return []
+    code = linecache.getline(file, int(line)).strip()
+    return [f"from {file}:{line}{f': {code}' if code else ''}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,8 +69,8 @@ def test_the_error_shows_ten_lines_around_the_fault() -> None:
     lines[12] = "%a12: f32[E, 4] = aten.relu(%a11)   # model.py:12"
     with pytest.raises(VerifyError) as error:
         verify(program("\n".join(lines) + "\n", "a19"))
-    shown = str(error.value).splitlines()[1:]
-    assert len(shown) == 10
+    *shown, source = str(error.value).splitlines()[1:]
+    assert len(shown) == 10 and source == "from model.py:12"
     assert shown[0] == "   " + lines[7] and shown[-1] == "   " + lines[16]
     assert shown[5] == "-> " + lines[12]
 
@@ -124,3 +125,11 @@ def test_a_sound_program_is_returned_as_it_is() -> None:
     sound = program("%y: f32[N, 8] = aten.mm(%x, %w)\n")
     assert verify(sound) is sound
     assert sound.placeholders[0].meta["type"].dtype is torch.float32
+
+
+def test_the_error_ends_with_the_users_line_and_its_code(tmp_path: Path) -> None:
+    file = tmp_path / "model.py"
+    file.write_text("h = x @ w\nreturn h.relu()\n")
+    with pytest.raises(VerifyError) as error:
+        verify(program(f"%y: f32[N, 4] = aten.mm(%x, %w)   # {file}:1\n"))
+    assert str(error.value).endswith(f"\nfrom {file}:1: h = x @ w")

@@ -151,9 +151,16 @@ def _pieces(value: fx.Node, origins: dict[fx.Node, OneColumn]) -> list[Piece]:
             found = [*a, *(replace(p, negative=p.negative != minus) for p in b)]
     elif value.target is aten.neg.default:
         found = [replace(p, negative=not p.negative) for p in _pieces(value.args[0], origins)]
-    elif value.target in _VIEWS and type_of(value.args[0]).dims[-1:] == dims[-1:]:
+    elif _is_view(value) and type_of(value.args[0]).dims[-1:] == dims[-1:]:
         found = [replace(p, views=(*p.views, value)) for p in _pieces(value.args[0], origins)]
     return found if any(p.origin is not None for p in found) else whole
+
+
+def _is_view(value: fx.Node) -> bool:
+    """Whether a call only names axes of length one differently."""
+    if value.target is aten.select.int:
+        return type_of(value.args[0]).dims[value.args[1]] == 1
+    return value.target in _VIEWS
 
 
 def _axis(cat: fx.Node) -> int:
