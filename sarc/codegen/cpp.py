@@ -170,7 +170,8 @@ class _Kernel(Lowering):
         lines = [f"const {t}* __restrict {n} = (const {t}*)p[{at}]; (void){n};" for at, (t, n) in enumerate(names)]
         at = len(names)
         for k in self.results:
-            kind = stored_type(self.program.results[k].type.dtype)
+            result = self.program.results[k]
+            kind = C_TYPES[result.type.dtype] if result.kind == "contract" else stored_type(result.type.dtype)
             lines.append(f"{kind}* __restrict y{k} = ({kind}*)p[{at}];")
             lines.append(f"{kind}* __restrict part{k} = ({kind}*)p[{at + 1}]; (void)part{k};")
             at += 2
@@ -231,7 +232,8 @@ class _Kernel(Lowering):
     def _put(self, k: int, where: str) -> list[str | Loop]:
         """Statements that write a value as row `where` of a result."""
         value, type_ = self.value(self.body.roots[k]), self.program.results[k].type
-        form = "out[{}] = sarc_round({});" if type_.dtype in STORED_WIDE else "out[{}] = {};"
+        stored = f"sarc_to<{stored_type(type_.dtype)}>({{}})" if type_.dtype in STORED_WIDE else "{}"
+        form = f"out[{{}}] = {stored};"
         loop = self.nest(value.dims, lambda at: form.format(self.linear(at, value.dims), value.element(at)))
         row = f"int64_t({where}) * {width(self.body.roots[k])}"
         return [f"{{ {stored_type(type_.dtype)}* __restrict out = y{k} + {row};", loop, "}"]
@@ -305,7 +307,9 @@ class _Kernel(Lowering):
             result = self.program.results[k]
             kind, size = C_TYPES[result.type.dtype], max(math.prod(features(result.type.dims)), 1)
             flat = f"for (int i = 0; i < {size}; ++i)"
-            load, store = ("sarc_load({})", "sarc_round({})") if result.type.dtype in STORED_WIDE else ("{}", "{}")
+            short = result.type.dtype in STORED_WIDE
+            load = "sarc_load({})" if short else "{}"
+            store = f"sarc_to<{stored_type(result.type.dtype)}>({{}})" if short else "{}"
             if result.kind == "reduce":
                 start = literal(start_value(result.fold, result.type.dtype), result.type.dtype)
                 chunk_begin.append(f"alignas(64) {kind} a{k}[{size}];")

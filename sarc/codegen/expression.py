@@ -16,12 +16,13 @@ C_TYPES = {
     torch.float32: "float",
     torch.float64: "double",
     torch.bfloat16: "float",
+    torch.float16: "float",
     torch.int64: "int64_t",
     torch.int32: "int32_t",
     torch.bool: "bool",
     torch.uint8: "uint8_t",
 }
-STORED_WIDE = {torch.bfloat16: "sarc_bf16"}
+STORED_WIDE = {torch.bfloat16: "sarc_bf16", torch.float16: "sarc_f16"}
 """Types that memory holds narrower than kernels compute."""
 
 

@@ -131,7 +131,8 @@ def _out(
 ) -> tuple[Tensor, Tensor]:
     """What a kernel writes for a result: rows first and contiguous, and the pieces of long rows."""
     if result.kind == "contract":
-        shares = torch.zeros((chunks, *into.shape), dtype=into.dtype)
+        dtype = torch.float32 if into.dtype.is_floating_point and into.dtype.itemsize == 2 else into.dtype
+        shares = torch.zeros((chunks, *into.shape), dtype=dtype)
         after.append(lambda: into.add_(shares.sum(0)))
         return shares, shares
     moved = into.movedim(result.axis or 0, 0)

@@ -51,13 +51,16 @@ template <class T> static inline T sarc_min_of(const T* x, int n, T start) {
 
 // Storage in 16 bits, arithmetic in float.
 struct sarc_bf16 { uint16_t bits; };
+typedef _Float16 sarc_f16;
+static inline float sarc_load(sarc_f16 x) { return float(x); }
 static inline float sarc_load(sarc_bf16 x) {
   const uint32_t wide = uint32_t(x.bits) << 16;
   float y;
   std::memcpy(&y, &wide, 4);
   return y;
 }
-static inline sarc_bf16 sarc_round(float x) {
+template <class T> static inline T sarc_to(float x) { return T(x); }
+template <> inline sarc_bf16 sarc_to<sarc_bf16>(float x) {
   uint32_t wide;
   std::memcpy(&wide, &x, 4);
   const uint32_t even = wide + 0x7FFFu + ((wide >> 16) & 1u);

@@ -33,7 +33,7 @@ class PerEdge(nn.Module):
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         src, dst = edge_index
         degree = x.new_zeros(x.size(0)).index_add(0, dst, x[src].square().sum(-1)) + 1
-        messages = self.layer(x[src] - x[dst]).tanh() / degree[dst].unsqueeze(-1)
+        messages = self.layer((x[src] - x[dst]).tanh()).tanh() / degree[dst].unsqueeze(-1)
         return torch.zeros_like(x).index_add(0, dst, messages)
 
 
