@@ -130,6 +130,12 @@ def test_the_passes_take_the_same_way_from_text() -> None:
     assert format_program(backward) == made.texts["backward"]
 
 
+def test_a_column_expanded_to_its_own_length_is_that_column() -> None:
+    step = compiled("gcn-weighted").programs["step"]
+    over_all = [n for n in step.placeholders if str(n.meta["type"]) == "i64[S2]"]
+    assert len(over_all) == 2, "source and destination, once each"
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_partitioned_programs_compute_what_whole_ones_do(name: str) -> None:
     made = compiled(name)

@@ -87,8 +87,9 @@ class RaiseGraphOps:
         return self.builder.call(node.target, *self._arg(node.args), **self._arg(node.kwargs))
 
     def _same_column(self, node: fx.Node) -> fx.Node | None:
-        """The column that a view reshapes to another rank and back."""
-        if node.target not in (aten.reshape.default, aten.squeeze.dims) or node.meta["val"].dim() != 1:
+        """The column that a view reshapes to another rank and back, or to the length that it has."""
+        ends = (aten.reshape.default, aten.squeeze.dims, aten.expand.default)
+        if node.target not in ends or node.meta["val"].dim() != 1:
             return None
         found = node.args[0]
         views = (aten.reshape.default, aten.unsqueeze.default, aten.squeeze.dims)
