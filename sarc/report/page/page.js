@@ -33,7 +33,7 @@ function summary() {
   $("about").textContent = `${f.nodes.toLocaleString("en")} nodes, ${f.edges.toLocaleString("en")} edges in ${f.parts} parts (${f["cut by"]}); one ${D.memory.some(m => m.stage === "backward") ? "training step" : "call"}`;
   const computing = f["ranks shown"].length;
   const tiles = [[time(f.seconds), "the step took"], [time(f.compute_seconds), `computing, ${computing} part${computing > 1 ? "s" : ""} together`],
-    [bytes(f.peak_bytes), "at the peak, largest part"], [bytes(f.saved_bytes), "kept for the backward pass"], [bytes(f.sent_bytes), "sent between parts"], [f.parameters.toLocaleString("en"), "parameters"]];
+    [bytes(f.peak_bytes), "at the peak, largest part"], [bytes(f.saved_bytes), "kept for the backward pass, all parts"], [bytes(f.sent_bytes), "sent between parts, all together"], [f.parameters.toLocaleString("en"), "parameters"]];
   for (const [value, what] of tiles) { const t = el("div", "tile"); t.append(el("b", "", value), el("span", "", what)); $("tiles").append(t); }
   const total = D.lines.reduce((a, r) => a + r.seconds, 0) || 1;
   $("time-lines").append(table(["line of the model", "pass", "time", "share", ""], D.lines.filter(r => r.seconds > 0).slice(0, 60).map(r => {
