@@ -281,7 +281,7 @@ class Executor:
     def _traversals(self, kernel: Kernel, block: EdgeBlock, chunk: Block | None) -> list[object]:
         """The block's edges in each order that the kernel visits them, made once a graph for all who need them."""
         state = self.state
-        kept = state.known.traversals(block.maps.values()) if block.maps else state.traversals
+        kept = state.known.traversals(block.maps.values()) if block.maps else state.known.without_columns
         place = (block.length,) if chunk is None else (block.remote, chunk.peer, chunk.chunk)
         found = []
         for order in kernel.orders:

@@ -44,6 +44,7 @@ class KnownColumns:
         self._traversals: WeakKeyDictionary[ColumnMap, dict[tuple[int, ...], dict[object, object]]]
         self._traversals = WeakKeyDictionary()
         self._made = 0
+        self.without_columns: dict[object, object] = {}  # traversals of row sets in their own order
 
     def numbers(self, ids: Tensor, rows: Tensor | int) -> frozenset[int]:
         """Numbers of the maps of an equal column into equal rows."""

@@ -28,9 +28,8 @@ class PartState:
         total: rows of the whole graph, by the same spaces.
         keys: int64 ids of the owned rows, by space.
         assignment: owner of every node when this process holds the whole graph, else None.
-        known: maps that this part has made for any variant of the model.
+        known: maps, and traversals by kernels, that this part has made for any variant of the model.
         columns: map of each column, by (value name, target space).
-        traversals: by kernels that go through no column; those through columns are with `known`.
     """
 
     part: Part
@@ -41,7 +40,6 @@ class PartState:
     assignment: Tensor | None
     known: KnownColumns = field(default_factory=KnownColumns)
     columns: dict[tuple[str, str | int], ColumnMap] = field(default_factory=dict)
-    traversals: dict[object, object] = field(default_factory=dict)
 
     @property
     def rank(self) -> int:

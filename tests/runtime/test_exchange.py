@@ -103,7 +103,8 @@ def test_no_edge_tensor_of_feature_width_is_saved(layer: str) -> None:
     stages = compiled._called().stages
     forward = stages["forward"]
     saved = [(o, n.meta["type"]) for o, n in zip(forward.outputs, forward.returned, strict=True) if o.kind == "saved"]
-    assert saved, "the backward needs something of the forward"
+    # A mean of products needs nothing: its weight gradient is x^T times what the edges return.
+    assert saved or layer == "sage", "the backward needs something of the forward"
     for output, type_ in saved:
         on_edges = any(forward.spaces[name].on_edges for name in type_.spaces)
         width = math.prod(d for d in type_.dims if not isinstance(d, Rows))

@@ -37,7 +37,8 @@ def test_topics_print_what_they_say() -> None:
     text = stderr("passes,plan,schedule,exchange")
     order = re.findall(r"^\[sarc\.passes\] after ([\w-]+)$", text, re.MULTILINE)
     assert list(dict.fromkeys(order)) == [
-        "raise-graph-ops", "bind", "differentiate", "split", "fuse-edge-programs", "partition-program",
+        "raise-graph-ops", "split-attention", "hoist-rowwise", "factor-folds", "order-dense", "bind", "differentiate",
+        "simplify", "split", "fuse-edge-programs", "partition-program",
     ]  # fmt: skip
     assert re.search(r"^\[sarc\.passes\] %lin_weight: f32\[3, 6\] = input param lin.weight$", text, re.MULTILINE)
     assert re.search(r"^\[sarc\.plan\] plan of parts 0, 1 of 2: sends \d+ B", text, re.MULTILINE)
