@@ -148,12 +148,13 @@ class Body:
     def compares(self) -> bool:
         """Whether a kernel must compute to the bit: it folds extremes of computed values, or looks for where they are.
 
-        The derivative of a maximum is spread over the values that equal it, and these are computed again.
+        The derivative of a maximum is spread over the values that equal it, and these are computed again. And float32
+        inside float64, and what is made of draws (float32 whatever the model's dtype), must round as it does in torch.
 
         Raises:
             NoKernel: values are compared that rounding decides.
         """
-        found = False
+        found, wide = False, any(n.meta["type"].dtype == torch.float64 for n in self.nodes)
         for node in self.nodes:
             name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
             if name in ("eq", "ne"):
@@ -162,9 +163,20 @@ class Body:
                         if not self.is_exact(operand):
                             raise NoKernel("equality of numbers that rounding decides")
                         found = True
+            if node.op == "call_function" and node.meta["type"].dtype == torch.float32 and (wide or self._draws(node)):
+                if not self.is_exact(node):
+                    raise NoKernel("float32 numbers of draws, or inside float64, that rounding decides")
+                found |= wide
             found |= node.target is fold_to_rows and node.args[3] != "sum" and node.args[0].op != "placeholder"
         extremes = [k for k in self.results if self.program.results[k].fold in ("amax", "amin")]
         return found or any(self.roots[k].op != "placeholder" for k in extremes)
+
+    def _draws(self, node: fx.Node) -> bool:
+        """Whether a value is made of random draws alone."""
+        if node.target is UNIFORM:
+            return True
+        operands = node.all_input_nodes
+        return node.op == "call_function" and bool(operands) and all(self._draws(n) for n in operands)
 
     def readers(self, node: fx.Node) -> list[fx.Node]:
         return [n for n in self.nodes if node in n.all_input_nodes]

@@ -41,18 +41,22 @@ class Traversal:
         """Row keys int64 of the part's edges, in traversal order."""
         key = ("keys", keys.data_ptr(), keys.numel())  # rows of several spaces may share a traversal
         if key not in self.made:
-            self.made[key] = keys[self.edges.long()]
+            self.made[key] = keys[self._edges]
         return self.made[key]
 
     def positions_in(self, first: Traversal, length: int) -> Tensor:
-        """int32 [K + padding], where each edge stands in another traversal of the same block."""
+        """int32 [K], where each edge stands in another traversal of the same block."""
         key = ("positions", id(first))
         if key not in self.made:
-            count = self.edges.numel() - PADDING
             place = torch.zeros(length, dtype=torch.int32)
-            place[first.edges[:count].long()] = torch.arange(count, dtype=torch.int32)
-            self.made[key] = place[self.edges.long()]
+            place[first._edges] = torch.arange(first._edges.numel(), dtype=torch.int32)
+            self.made[key] = place[self._edges]
         return self.made[key]
+
+    @property
+    def _edges(self) -> Tensor:
+        """`edges` without padding, as an index."""
+        return self.edges[: self.edges.numel() - PADDING].long()
 
 
 def traversal(
