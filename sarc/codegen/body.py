@@ -162,14 +162,14 @@ class Body:
                     if operand.op != "placeholder" and operand.meta["type"].dtype.is_floating_point:
                         if not self.is_exact(operand):
                             raise NoKernel("equality of numbers that rounding decides")
-                        found = True
+                        found |= _may_contract(operand)
             if node.op == "call_function" and node.meta["type"].dtype == torch.float32 and (wide or self._draws(node)):
                 if not self.is_exact(node):
                     raise NoKernel("float32 numbers of draws, or inside float64, that rounding decides")
                 found |= wide
-            found |= node.target is fold_to_rows and node.args[3] != "sum" and node.args[0].op != "placeholder"
+            found |= node.target is fold_to_rows and node.args[3] != "sum" and _may_contract(node.args[0])
         extremes = [k for k in self.results if self.program.results[k].fold in ("amax", "amin")]
-        return found or any(self.roots[k].op != "placeholder" for k in extremes)
+        return found or any(_may_contract(self.roots[k]) for k in extremes)
 
     def _draws(self, node: fx.Node) -> bool:
         """Whether a value is made of random draws alone."""
@@ -180,6 +180,15 @@ class Body:
 
     def readers(self, node: fx.Node) -> list[fx.Node]:
         return [n for n in self.nodes if node in n.all_input_nodes]
+
+
+def _may_contract(node: fx.Node) -> bool:
+    """Whether a compiler may fuse a product and a sum of a value's expression, and so round once instead of twice."""
+    name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+    operands = node.all_input_nodes
+    if name in ("add", "sub", "rsub") and any(n.op == "call_function" for n in operands):
+        return True
+    return any(_may_contract(n) for n in operands)
 
 
 _REGROUPS = {aten.view.default, aten.reshape.default, aten.unsqueeze.default, aten.squeeze.dims}
