@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from sarc.codegen.kernels import has_kernel
 from sarc.compiler import graph_spaces, input_names, placeholder_types
 from sarc.frontends.capture import Argument, capture
 from sarc.ir.parse import parse_program
@@ -32,6 +33,8 @@ from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
 from sarc.passes.joint.simplify import Simplify
 from sarc.passes.joint.split import split
 from sarc.passes.partitioned.build_schedule import build_schedule
+from sarc.passes.partitioned.fuse_rows import FuseRows
+from sarc.passes.partitioned.merge_row_phases import MergeRowPhases
 from sarc.passes.partitioned.partition_program import PartitionProgram
 
 ARGUMENTS = [
@@ -94,6 +97,8 @@ ON_PROGRAM: dict[str, Callable[[Program], tuple[Program, ...]]] = {
     "sarc.passes.joint.split": split,
     "sarc.passes.joint.fuse_edge_programs": lambda p: (FuseEdgePrograms().run(p),),
     "sarc.passes.partitioned.partition_program": lambda p: (PartitionProgram(frozenset({"src"})).run(p),),
+    "sarc.passes.partitioned.merge_row_phases": lambda p: (MergeRowPhases(has_kernel).run(p),),
+    "sarc.passes.partitioned.fuse_rows": lambda p: (FuseRows(has_kernel).run(p),),
 }
 SCHEDULE = "sarc.passes.partitioned.build_schedule"
 

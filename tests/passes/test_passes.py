@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sarc.codegen.kernels import has_kernel
 from sarc.compiler import Pipeline
 from sarc.ir.interpret import interpret
 from sarc.ir.parse import parse_program
@@ -23,6 +24,8 @@ from sarc.passes.joint.differentiate import differentiate
 from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
 from sarc.passes.joint.simplify import Simplify
 from sarc.passes.joint.split import split
+from sarc.passes.partitioned.fuse_rows import FuseRows
+from sarc.passes.partitioned.merge_row_phases import MergeRowPhases
 from sarc.passes.partitioned.partition_program import PartitionProgram
 from tests.ir.stages import MODELS, Compiled, E, N, compiled, known_inputs, run_step
 
@@ -82,6 +85,8 @@ def test_nothing_to_fuse_and_nothing_to_partition_give_the_same_object() -> None
     assert Simplify().run(rows) is rows
     assert FuseEdgePrograms().run(rows) is rows
     assert PartitionProgram(frozenset({"src"})).run(rows) is rows
+    assert MergeRowPhases(has_kernel).run(rows) is rows
+    assert FuseRows(has_kernel).run(rows) is rows
     assert merge_common(rows.graph) is False
     assert format_program(rows) == ROWS
 
@@ -147,6 +152,29 @@ def test_partitioned_programs_compute_what_whole_ones_do(name: str) -> None:
     whole = run_step(made, programs)
     parts = run_step(made, programs, "partitioned forward", "partitioned backward")
     for ours, theirs in zip(parts, whole, strict=True):
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            assert torch.allclose(value, theirs[key], rtol=0, atol=TOLERANCE), key
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_programs_for_kernels_compute_what_others_do(name: str) -> None:
+    """merge-row-phases and fuse-rows, where a part holds every edge of its rows; a second run changes nothing."""
+    made = compiled(name)
+    programs = dict(made.programs)
+    for stage in ("forward", "backward"):
+        program = PartitionProgram(frozenset()).run(made.programs[stage])
+        before = format_program(program)
+        for rewrite in (MergeRowPhases(has_kernel), FuseRows(has_kernel)):
+            rewritten = verify(rewrite.run(program))
+            assert format_program(program) == before
+            assert rewrite.run(rewritten) is rewritten
+            program, before = rewritten, format_program(rewritten)
+            assert format_program(parse_program(before)) == before
+        programs[f"for kernels {stage}"] = program
+    whole = run_step(made, programs)
+    merged = run_step(made, programs, "for kernels forward", "for kernels backward")
+    for ours, theirs in zip(merged, whole, strict=True):
         assert ours.keys() == theirs.keys()
         for key, value in ours.items():
             assert torch.allclose(value, theirs[key], rtol=0, atol=TOLERANCE), key

@@ -8,30 +8,21 @@ Before:
     program forward
     space N = nodes
     %x: f32[N, 16] = input arg x
-    %b: f32[16] = input param b
-    %h: f32[N, 16] = aten.add.Tensor(%x, %b)   # model.py:8
+    %h: f32[N, 16] = aten.exp(%x)   # model.py:8
     %y: f32[N, 16] = aten.relu(%h)   # model.py:9
-    %m: f32[16] = aten.sum.dim_IntList(%y, [0])   # model.py:10
     return result 0 = %y
-    return result 1 = %m
 After:
     program forward
     space N = nodes
     edges @rows0 over N   # model.py:8
       %x: f32[N, 16] = rows $0 axis 0
-      %b: f32[16] = whole $1
-      %h: f32[N, 16] = aten.add.Tensor(%x, %b)   # model.py:8
+      %h: f32[N, 16] = aten.exp(%x)   # model.py:8
       %y: f32[N, 16] = aten.relu(%h)   # model.py:9
-      %m: f32[16] = aten.sum.dim_IntList(%y, [0])   # model.py:10
       store axis 0 %y: f32[N, 16]
-      contract sum %m: f32[16]
     %x: f32[N, 16] = input arg x
-    %b: f32[16] = input param b
-    %rows_y: (f32[N, 16], f32[16]) = edge_call(@rows0, [%x, %b], [])   # model.py:8
+    %rows_y: (f32[N, 16]) = edge_call(@rows0, [%x], [])   # model.py:8
     %y: f32[N, 16] = getitem(%rows_y, 0)   # model.py:9
-    %m: f32[16] = getitem(%rows_y, 1)   # model.py:10
     return result 0 = %y
-    return result 1 = %m
 Needs a partitioned program and whether an edge program has a kernel; gives one in which chains of two and more
 operations on rows are edge programs.
 It does nothing to single operations, to views, and to chains that have no kernel: the same object comes back when

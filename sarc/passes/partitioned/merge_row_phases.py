@@ -10,20 +10,13 @@ Before:
     space E = edges on edges
     edges @edges0 over E   # model.py:8
       %s: f32[E] = gather $0 by #0 axis 0
-      reduce amax by #1 axis 0 %s: f32[N]
-    edges @edges1 over E   # model.py:9
-      %s: f32[E] = gather $0 by #0 axis 0
-      %m: f32[E] = gather $1 by #1 axis 0
-      %d: f32[E] = aten.sub.Tensor(%s, %m)   # model.py:9
-      reduce sum by #1 axis 0 %d: f32[N]
+      reduce sum by #1 axis 0 %s: f32[N]
     %z: f32[N] = input arg z
     %src: i64[E] = input bound src
     %dst: i64[E] = input bound dst
     %edge_call: (f32[N]) = edge_call(@edges0, [%z], [%src, %dst])   # model.py:8
-    %top: f32[N] = getitem(%edge_call, 0)   # model.py:8
-    %edge_call_1: (f32[N]) = edge_call(@edges1, [%z, %top], [%src, %dst])   # model.py:9
-    %sum: f32[N] = getitem(%edge_call_1, 0)   # model.py:9
-    %out: f32[N] = aten.relu(%sum)   # model.py:10
+    %total: f32[N] = getitem(%edge_call, 0)   # model.py:8
+    %out: f32[N] = aten.relu(%total)   # model.py:9
     return result 0 = %out
 After:
     program forward
@@ -31,17 +24,14 @@ After:
     space E = edges on edges
     edges @edges0 over E   # model.py:8
       %s: f32[E] = gather $0 by #0 axis 0
-      %top: f32[N] = fold_to_rows(%s, 1, 0, 'amax')   # model.py:8
-      %m: f32[E] = take_rows(%top, 1, 0)
-      %d: f32[E] = aten.sub.Tensor(%s, %m)   # model.py:9
-      %sum: f32[N] = fold_to_rows(%d, 1, 0, 'sum')   # model.py:9
-      %out: f32[N] = aten.relu(%sum)   # model.py:10
+      %total: f32[N] = fold_to_rows(%s, 1, 0, 'sum')   # model.py:8
+      %out: f32[N] = aten.relu(%total)   # model.py:9
       rows by #1 axis 0 %out: f32[N]
     %z: f32[N] = input arg z
     %src: i64[E] = input bound src
     %dst: i64[E] = input bound dst
     %edge_call: (f32[N]) = edge_call(@edges0, [%z], [%src, %dst])   # model.py:8
-    %out: f32[N] = getitem(%edge_call, 0)   # model.py:10
+    %out: f32[N] = getitem(%edge_call, 0)   # model.py:9
     return result 0 = %out
 Needs a partitioned program and whether an edge program has a kernel; gives one with fewer edge programs.
 It does nothing to programs that exchange rows, that fold to several columns, or whose merger has no kernel: the same
@@ -74,6 +64,13 @@ class MergeRowPhases:
         self.has_kernel = has_kernel
 
     def run(self, program: Program) -> Program:
+        # A merger may free the way for an earlier call.
+        while (merged := self._once(program)) is not program:
+            program = merged
+        return program
+
+    def _once(self, program: Program) -> Program:
+        """Each edge call, in order, with what can be merged into it."""
         tried: set[str] = set()
         while True:
             calls = [n for n in program.graph.nodes if n.target is edge_call and n.name not in tried]
