@@ -45,7 +45,7 @@ from collections.abc import Callable
 
 import torch.fx as fx
 
-from sarc.ir.cluster import Cluster, Merger, is_row_operation, plain_space, replace_cluster
+from sarc.ir.cluster import ROW_VIEWS, Cluster, Merger, is_row_operation, plain_space, replace_cluster
 from sarc.ir.edge_program import EdgeProgram, edge_call
 from sarc.ir.program import Program
 from sarc.passes.base import merge_common
@@ -85,7 +85,8 @@ class MergeRowPhases:
         if cluster is None:
             return program
         for candidate in (cluster, without_rows_behind(cluster)):
-            if any(n.target is not operator.getitem and n is not call for n in candidate.members):
+            joined = [n for n in candidate.members if n is not call and n.target is not operator.getitem]
+            if any(n.target not in ROW_VIEWS for n in joined):  # a view alone is made again outside
                 merger = Merger(program, candidate)
                 merge_common(merger.program.body)
                 if self.has_kernel(merger.program):
