@@ -13,7 +13,8 @@ import torch.fx as fx
 
 from sarc.codegen.body import Body, features, width
 from sarc.codegen.expression import C_TYPES, STORED_WIDE, literal, stored_type
-from sarc.codegen.lower import BLOCK, Loop, Lowering, Value, spell
+from sarc.codegen.loops import Loop, indent, loop_over_edges, spell
+from sarc.codegen.lower import BLOCK, Lowering, Value
 from sarc.codegen.prelude import PRELUDE, TO_THE_BIT
 from sarc.ir.dialect import start_value
 from sarc.ir.edge_program import EdgeProgram, fold_to_rows
@@ -88,8 +89,8 @@ class _Kernel(Lowering):
     def run(self) -> Source:
         text = (TO_THE_BIT if self.body.compares() else "") + PRELUDE + _UNIT.format(
             about=", ".join(filter(None, [f"{self.program.name} over {self.program.space}", self.program.loc])),
-            loop=_indent(self._chunk()),
-            arguments=_indent(self._arguments(), 1),
+            loop=indent(self._chunk()),
+            arguments=indent(self._arguments(), 1),
         )
         return Source("sarc_launch", text, self.order, self.results, self.packs, bool(self.pointers))
 
@@ -264,12 +265,12 @@ class _Kernel(Lowering):
         for node in nodes:
             self.value(node)
         made, load = spell(self.code), self.load
-        self._replays[sweep, phase] = _loop_over_edges(load) + made
+        self._replays[sweep, phase] = loop_over_edges(load) + made
         self.code = []
         for fold in folds:
             self.code += self._fold(*fold)
         self.code += self._stores(phase, sweep)
-        return _loop_over_edges(load) + made + spell(self.code)
+        return loop_over_edges(load) + made + spell(self.code)
 
     def _wide_loop(self, sinks: list[fx.Node], folds: list, phase: int, sweep: int) -> list[str]:
         """One visit of a block's edges: wide values, what narrow values they give, and what they fold into."""
@@ -282,7 +283,7 @@ class _Kernel(Lowering):
         for fold in folds:
             self.code += self._fold(*fold)
         self.code += self._stores(phase, sweep)
-        return _loop_over_edges([*self.edge_pointers.values(), *spell(self.code)]) if self.code else []
+        return loop_over_edges([*self.edge_pointers.values(), *spell(self.code)]) if self.code else []
 
     def _again(self, sweep: int, phase: int) -> list[str]:
         """What an earlier sweep computed, again: only where the row has several blocks."""
@@ -367,26 +368,6 @@ class _Kernel(Lowering):
                 continue
             lines += spell(self._put(k, "target"))
         return lines
-
-
-def _loop_over_edges(lines: list[str]) -> list[str]:
-    return ["for (int q = 0; q < count; ++q) {", "const int64_t k = k0 + q; (void)k;", *lines, "}"] if lines else []
-
-
-def _indent(lines: list[str], depth: int = 2) -> str:
-    """Lines indented by their braces."""
-    out = []
-    for line in lines:
-        text = line.strip()
-        if text.startswith("}"):
-            depth -= 1
-        if text.startswith("#"):
-            out.append(text)
-        else:
-            extra = (len(line) - len(line.lstrip())) // 2
-            out.append("  " * (depth + extra) + text)
-        depth += text.count("{") - text.count("}") + (1 if text.startswith("}") else 0)
-    return "\n".join(out)
 
 
 _UNIT = """
