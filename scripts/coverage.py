@@ -138,7 +138,8 @@ def document() -> str:
     for group, cases in CASES.items():
         found = [examine(case) for case in cases]
         rows += found
-        lines += [f"## {group}", "", "| model | error | edge programs | run as | edge tensors |", "|---|---|---|---|---|"]
+        head = "| model | error | edge programs | run as | edge tensors |"
+        lines += [f"## {group}", "", head, "|---|---|---|---|---|"]
         lines += [*map(str, found), ""]
     runs = sum((row.runs for row in rows), Counter())
     fallen = sum(bool(row.reasons) for row in rows)
