@@ -49,11 +49,15 @@ class CppKernel:
         """The generated translation units, in launch order."""
         return [launch.source for launch in self._launches]
 
+    def fits(self, order: Traversal) -> bool:
+        """Whether a traversal, made for any kernel, serves this one: a row's own folds need the row in one piece."""
+        return not (self.program.own_columns and order.pieces.numel())
+
     def traverse(
         self, order: int | None, edges: Tensor | None, length: int, columns: Mapping[int, Tensor], rows: int | None
     ) -> Traversal:
         """A block's edges in one of `orders` (see `traversal`)."""
-        return traversal(order, edges, length, columns, rows)
+        return traversal(order, edges, length, columns, rows, split=not self.program.own_columns)
 
     def launch(
         self,

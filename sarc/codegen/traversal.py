@@ -60,7 +60,12 @@ class Traversal:
 
 
 def traversal(
-    order: int | None, edges: Tensor | None, length: int, columns: Mapping[int, Tensor], rows: int | None = None
+    order: int | None,
+    edges: Tensor | None,
+    length: int,
+    columns: Mapping[int, Tensor],
+    rows: int | None = None,
+    split: bool = True,
 ) -> Traversal:
     """Group a block's edges by one column.
 
@@ -71,6 +76,7 @@ def traversal(
         columns: int64 [K], positions that each column names.
         rows: number of rows that the column may name, to visit all of them, those without edges too; None to visit
             those that it names.
+        split: whether a row with very many edges may be visited in pieces.
     """
     edges = torch.arange(length) if edges is None else edges
     none = torch.empty(0, dtype=torch.int32)
@@ -84,7 +90,7 @@ def traversal(
         targets, counts = torch.unique_consecutive(key[place], return_counts=True)
     else:
         targets, counts = torch.arange(rows), torch.bincount(key, minlength=rows)
-    targets, counts, slots, pieces = _split(targets, counts)
+    targets, counts, slots, pieces = _split(targets, counts, SPLIT_EDGES if split else int(counts.sum()))
     starts = torch.zeros(targets.numel() + 1, dtype=torch.int64)
     torch.cumsum(counts, 0, out=starts[1:])
     # A chunk ends at the first row boundary after each CHUNK_EDGES edges (rows without edges count as one): fixed by
@@ -97,12 +103,12 @@ def traversal(
     return Traversal(bounds, starts, targets.int(), slots, pieces, _padded(edges[place]), padded)
 
 
-def _split(targets: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows of more than SPLIT_EDGES edges as several pieces of CHUNK_EDGES edges."""
+def _split(targets: Tensor, counts: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows of more than `most` edges as several pieces of CHUNK_EDGES edges."""
     slots = torch.full_like(targets, -1, dtype=torch.int32)
-    if not bool((counts > SPLIT_EDGES).any()):
+    if not bool((counts > most).any()):
         return targets, counts, slots, targets[:0]
-    pieces = torch.where(counts > SPLIT_EDGES, -(-counts // CHUNK_EDGES), 1)
+    pieces = torch.where(counts > most, -(-counts // CHUNK_EDGES), 1)
     many = torch.repeat_interleave(pieces > 1, pieces)
     which = torch.repeat_interleave(torch.arange(targets.numel()), pieces)
     number = torch.arange(which.numel()) - (torch.cumsum(pieces, 0) - pieces)[which]

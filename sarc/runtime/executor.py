@@ -33,6 +33,8 @@ class Kernel(Protocol):
     @property
     def orders(self) -> list[int | None]: ...
 
+    def fits(self, order: Any) -> bool: ...
+
     def traverse(
         self, order: int | None, edges: Tensor | None, length: int, columns: Mapping[int, Tensor], rows: int | None
     ) -> object: ...
@@ -285,7 +287,9 @@ class Executor:
         place = (block.length,) if chunk is None else (block.remote, chunk.peer, chunk.chunk)
         found = []
         for order in kernel.orders:
-            key = (tuple(block.maps), place, order)
+            key: tuple = (tuple(block.maps), place, order)
+            if key in kept and not kernel.fits(kept[key]):
+                key = (*key, "rows in one piece")
             if key not in kept:
                 targets = {c: block.targets(c) for c in block.maps}
                 rows = None if chunk is not None or order is None else block.named_rows[order]
