@@ -14,8 +14,9 @@ import torch.fx as fx
 from sarc.codegen.body import Body, features, width
 from sarc.codegen.expression import C_TYPES, STORED_WIDE, literal, stored_type
 from sarc.codegen.loops import Loop, indent, loop_over_edges, spell
-from sarc.codegen.lower import BLOCK, Lowering, Value
+from sarc.codegen.lower import Lowering
 from sarc.codegen.prelude import PRELUDE, TO_THE_BIT
+from sarc.codegen.value import BLOCK, Value, linear, nest
 from sarc.ir.dialect import start_value
 from sarc.ir.edge_program import EdgeProgram, fold_to_rows
 
@@ -202,8 +203,8 @@ class _Kernel(Lowering):
         value, op = self.value(root), {"sum": "sum", "amax": "max", "amin": "min"}[fold]
         if root in self.body.in_row or self.body.is_wide(root):
             form = "{0} += {1};" if op == "sum" else f"{{0}} = sarc_{op}({{0}}, {{1}});"
-            update = lambda at: form.format(f"{acc}[{self.linear(at, value.dims)}]", value.element(at))  # noqa: E731
-            loop = self.nest(value.dims, update)
+            update = lambda at: form.format(f"{acc}[{linear(at, value.dims)}]", value.element(at))  # noqa: E731
+            loop = nest(value.dims, update)
             return ["for (int q = 0; q < count; ++q) {", loop, "}"] if root in self.body.in_row else [loop]
         name, size = self.names.get(root, ""), width(root)
         if not name:  # a view of an array, or an expression
@@ -235,7 +236,7 @@ class _Kernel(Lowering):
         value, type_ = self.value(self.body.roots[k]), self.program.results[k].type
         stored = f"sarc_to<{stored_type(type_.dtype)}>({{}})" if type_.dtype in STORED_WIDE else "{}"
         form = f"out[{{}}] = {stored};"
-        loop = self.nest(value.dims, lambda at: form.format(self.linear(at, value.dims), value.element(at)))
+        loop = nest(value.dims, lambda at: form.format(linear(at, value.dims), value.element(at)))
         row = f"int64_t({where}) * {width(self.body.roots[k])}"
         return [f"{{ {stored_type(type_.dtype)}* __restrict out = y{k} + {row};", loop, "}"]
 
