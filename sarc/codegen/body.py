@@ -125,6 +125,10 @@ class Body:
     def is_wide(self, node: fx.Node) -> bool:
         return node not in self.in_row and width(node) > NARROW
 
+    def in_block(self, node: fx.Node) -> bool:
+        """Whether the value is computed for a whole block, in loops over its edges."""
+        return node not in self.in_row and not self.is_wide(node) and not self.sinks(node)
+
     def sinks(self, node: fx.Node) -> bool:
         """Whether the value is a narrow one made in a wide phase: a fold over features of a wide one, or a part."""
         if node in self.in_row or self.is_wide(node):

@@ -148,15 +148,22 @@ class _Kernel(Lowering):
         line = f"const {kind}* __restrict {pointer} = {table} + int64_t({where}) * {size};"
         if line not in self.load:
             self.load.append(line)
-            if operand.column is not None:
+            if operand.column is not None or k in self.scratch:
                 ahead = where.replace("[k]", f"[k + {AHEAD_NARROW}]")
                 self.load.append(f"__builtin_prefetch({table} + int64_t({ahead}) * {size});")
         array = self.new_array(node)
         source = self.memory(pointer, node)
         assert array.flat is not None and source.flat is not None
+        into = self._folded_as_loaded(node)
         for i in range(width(node)):
-            self.load.append(f"{array.flat(str(i))} = {source.flat(str(first + i))};")
+            read = source.flat(str(first + i))
+            self.load.append(f"{into}[{i}] += {read};" if into else f"{array.flat(str(i))} = {read};")
         return array
+
+    def _folded_as_loaded(self, node: fx.Node) -> str:
+        """The accumulator of a narrow operand that is only summed, or ""."""
+        sums = [acc for root, acc, fold in self._folds(0) if root is node and fold == "sum"]
+        return sums[0] if self.body.uses[node] == 1 and sums else ""
 
     def _arguments(self) -> list[str]:
         """Declarations that unpack the launcher's pointers, in the order in which `CppKernel` packs them."""
@@ -206,17 +213,16 @@ class _Kernel(Lowering):
             update = lambda at: form.format(f"{acc}[{linear(at, value.dims)}]", value.element(at))  # noqa: E731
             loop = nest(value.dims, update)
             return ["for (int q = 0; q < count; ++q) {", loop, "}"] if root in self.body.in_row else [loop]
-        name, size = self.names.get(root, ""), width(root)
+        if root.op == "placeholder" and self._folded_as_loaded(root):
+            return []
+        name = self.names.get(root, "")
         if not name:  # a view of an array, or an expression
             name = self._copy(root, value)
-        each = f"for (int i = 0; i < {size}; ++i) "
-        if op == "sum":
-            return [f"{each}{acc}[i] += sarc_sum_of({name} + i * {BLOCK}, count);"]
-        return [f"{each}{acc}[i] = sarc_{op}_of({name} + i * {BLOCK}, count, {acc}[i]);"]
+        return [self.layout.fold(op, name, width(root), acc)]
 
     def _copy(self, root: fx.Node, value: Value) -> str:
         array = self.new_array(root)
-        self.code += self.over_block(value.dims, lambda at: f"{array.element(at)} = {value.element(at)};")
+        self.code += self.layout.loops(value.dims, lambda at: f"{array.element(at)} = {value.element(at)};")
         self.values[root] = array
         return self.names[root]
 
@@ -247,6 +253,9 @@ class _Kernel(Lowering):
         body = self.body
         edge_nodes = [n for n in body.nodes if n not in body.in_row]
         folds = self._folds(sweep)
+        stored = [body.roots[k] for k in self.results if self.program.results[k].kind == "store"]
+        if not folds and not any(body.passes[n] == sweep for n in edge_nodes + stored):
+            return []
         last = max([body.phases[n] for n in edge_nodes] + [body.fold_phase(r) for r, _, _ in folds] + [0]) + 1
         blocks: list[str] = []
         for phase in range(last + 1):
@@ -335,7 +344,7 @@ class _Kernel(Lowering):
             if blocks:
                 blocks = [
                     f"for (int64_t k0 = first; k0 < last; k0 += {BLOCK}) {{",
-                    f"const int count = last - k0 < {BLOCK} ? int(last - k0) : {BLOCK}, padded = (count + 15) & ~15;",
+                    f"const int count = last - k0 < {BLOCK} ? int(last - k0) : {BLOCK}, padded = {self.layout.padded};",
                     "(void)padded;",
                     *blocks,
                     "}",

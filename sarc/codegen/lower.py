@@ -14,14 +14,15 @@ from collections.abc import Callable
 import torch
 import torch.fx as fx
 
+from sarc.codegen.block_layout import LANES, layout_of
 from sarc.codegen.body import Body, features, width
 from sarc.codegen.expression import C_TYPES, STORED_WIDE
 from sarc.codegen.loops import Loop
 from sarc.codegen.operators import RULES, pointwise
-from sarc.codegen.value import BLOCK, VIEWS, Value, linear, nest
+from sarc.codegen.value import BLOCK, COMPARISONS, VIEWS, Value, linear, nest
 from sarc.codegen.views import Index, NoKernel
 from sarc.ir.edge_program import fold_to_rows, take_rows
-from sarc.ir.space import ValueType
+from sarc.ir.space import Rows, ValueType
 
 aten = torch.ops.aten
 
@@ -36,12 +37,13 @@ class Lowering(ABC):
     """
 
     def __init__(self, body: Body):
-        self.body, self.program = body, body.program
+        self.body, self.program, self.layout = body, body.program, layout_of(body)
         self.values: dict[fx.Node, Value] = {}
         self.names: dict[fx.Node, str] = {}
         self.edge_values: dict[fx.Node, Value] = {}
         self.declared: list[str] = []
         self.row: dict[int, list[str]] = {}
+        self.spread: dict[fx.Node, Value] = {}
         self.code: list[str | Loop] = []
         self.pointers: dict[str, str] = {}
 
@@ -68,11 +70,18 @@ class Lowering(ABC):
             return body.uses[node] > 1 or outside or not readers or self._is_widened(node)
         if body.is_wide(node):
             return body.uses[node] > 1 or self._is_widened(node)
+        if self._is_comparison(node):
+            return node in body.roots.values()
         if body.uses[node] > 1 or node in body.roots.values() or body.sinks(node) or self._is_widened(node):
             return True
         (reader,) = body.readers(node)
         same = body.passes[reader] == body.passes[node] and body.phases[reader] == body.phases[node]
         return not same or body.is_wide(reader) or reader.target in (fold_to_rows, aten.cat.default)
+
+    def _is_comparison(self, node: fx.Node) -> bool:
+        """Whether a narrow value compares stored values: done again by each reader, as storing truth values is dear."""
+        stored = [n in self.body.in_row or n.op == "placeholder" or self.body.uses[n] > 1 for n in node.all_input_nodes]
+        return node.target in COMPARISONS and all(stored)
 
     def _is_widened(self, node: fx.Node) -> bool:
         """Whether some reader, through views, reads each element several times."""
@@ -99,13 +108,26 @@ class Lowering(ABC):
         elif self.body.is_wide(node) or self.body.sinks(node):
             self.code.append(nest(dims, fill))
         else:
-            self.code += self.over_block(dims, fill)
+            self.code += self.layout.loops(dims, fill)
 
-    def over_block(self, dims: tuple, body: Callable[[Index], str]) -> list[str]:
-        """Loops over the features, and the edges of a block: whole vectors, the entries past the end are not read."""
-        loop = nest(dims, body)
-        heads = [f"for (int i{axis} = 0; i{axis} < {d}; ++i{axis})" for axis, d in loop.outer + loop.inner]
-        return [*heads, f"SARC_SIMD for (int q = 0; q < padded; ++q) {loop.body[0]}"]
+    def in_lanes(self, node: fx.Node) -> Value:
+        """The reader of a row's value in loops over the lanes of a block: repeated in an array of whole vectors."""
+        value, layout = self.value(node), self.layout
+        if not layout.width or node not in self.body.in_row or width(node) != layout.width:
+            return value
+        if node not in self.spread:
+            name, dims = f"lanes{len(self.spread)}", value.dims
+            kind = self.compute_type(node.meta["type"].dtype)
+            self.declared.append(f"alignas(64) {kind} {name}[{LANES}];")
+            at = ["0" if isinstance(d, Rows) or d == 1 else layout.lane for d in dims]
+            fill = f"for (int l = 0; l < {LANES}; ++l) {name}[l] = {value.element(at)};"
+            self.row.setdefault(self.body.passes[node], []).append(fill)
+
+            def element(index: Index) -> str:
+                return f"{name}[l]" if linear(index, dims) == layout.lane else value.element(index)
+
+            self.spread[node] = Value(element, dims)
+        return self.spread[node]
 
     def new_array(self, node: fx.Node) -> Value:
         """An array for a value, declared where it lives."""
@@ -120,10 +142,7 @@ class Lowering(ABC):
         if line not in self.declared:
             self.declared.append(line)
 
-        def at_offset(i: str) -> str:
-            return f"{name}[q]" if i == "0" else f"{name}[({i}) * {BLOCK} + q]"
-
-        return Value(lambda at: at_offset(linear(at, dims)), dims, True, at_offset)
+        return self.layout.array(name, dims)
 
     def array_of(self, name: str, dims: tuple) -> Value:
         """The reader of an array that holds one row's features."""

@@ -12,7 +12,7 @@ import torch.fx as fx
 from sarc.codegen.body import features, width
 from sarc.codegen.expression import C_TYPES, literal, scalar
 from sarc.codegen.loops import Loop
-from sarc.codegen.value import BLOCK, Value, linear
+from sarc.codegen.value import Value, linear
 from sarc.codegen.views import Index, NoKernel, index_map
 from sarc.ir.call import named_arguments, op_name
 from sarc.ir.dialect import UNIFORM
@@ -24,14 +24,17 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 
 
-def _operand(low: Lowering, given: object, out: tuple, compute: torch.dtype) -> Callable[[Index], str]:
-    """Reader of an operand broadcast to the dimensions `out`, as `compute`."""
+def _operand(
+    low: Lowering, reader: fx.Node, given: object, out: tuple, compute: torch.dtype
+) -> Callable[[Index], str]:
+    """How a value reads an operand, broadcast to the dimensions `out`, as `compute`."""
     if not isinstance(given, fx.Node):
         if isinstance(given, Size):
             raise NoKernel("a number of rows inside an edge program")
         text = literal(given, compute)
         return lambda index: text
-    known, dims = low.value(given), low.value(given).dims
+    known = low.in_lanes(given) if low.body.in_block(reader) else low.value(given)
+    dims = known.dims
     shift = len(out) - len(dims)
     kind = C_TYPES[compute]
     cast = C_TYPES[given.meta["type"].dtype] != kind
@@ -55,9 +58,9 @@ def pointwise(low: Lowering, node: fx.Node) -> Value:
             compute = torch.promote_types(compute, t.meta["type"].dtype)
     low.compute_type(compute)
     places = [a for key, a in given.items() if isinstance(a, fx.Node) or key in ("self", "other", "input")]
-    readers = [_operand(low, a, type_.dims, compute) for a in places]
+    readers = [_operand(low, node, a, type_.dims, compute) for a in places]
     if name == "where":
-        readers[0] = _operand(low, places[0], type_.dims, torch.bool)
+        readers[0] = _operand(low, node, places[0], type_.dims, torch.bool)
     numbers = {k: v for k, v in given.items() if not isinstance(v, fx.Node)}
     if any(isinstance(v, Size) for v in numbers.values()):
         raise NoKernel("a number of rows inside an edge program")
@@ -229,10 +232,10 @@ def _uniform(low: Lowering, node: fx.Node) -> Value:
         outs = ", ".join(f"{name} + 4 * b + {i}" for i in range(4))
         low.code.append(f"for (int b = 0; b < {blocks}; ++b) sarc_philox({key}, b, {op}, seed, step, {outs});")
         return array
-    name = low.names[node]
+    assert array.flat is not None
     for b in range(blocks):
         outs = ", ".join(f"&u{i}" for i in range(4))
-        kept = "".join(f" {name}[{4 * b + i} * {BLOCK} + q] = u{i};" for i in range(4) if 4 * b + i < size)
+        kept = "".join(f" {array.flat(str(4 * b + i))} = u{i};" for i in range(4) if 4 * b + i < size)
         low.code += [
             "SARC_SIMD for (int q = 0; q < count; ++q) {",
             f"float u0, u1, u2, u3; sarc_philox({key}, {b}, {op}, seed, step, {outs});{kept}",

@@ -49,6 +49,25 @@ template <class T> static inline T sarc_min_of(const T* x, int n, T start) {
   return start;
 }
 
+// Folds of n contiguous values to W features each, the features of an entry side by side; W divides 16.
+#define SARC_LANES(NAME, START, STEP)                                                          \
+  template <int W, class T> static inline void NAME(const T* x, int n, T* into) {              \
+    T lane[16];                                                                                \
+    for (int l = 0; l < 16; ++l) lane[l] = START;                                              \
+    int i = 0;                                                                                 \
+    for (; i + 16 <= n; i += 16) {                                                             \
+      SARC_SIMD for (int l = 0; l < 16; ++l) lane[l] = STEP(lane[l], x[i + l]);                \
+    }                                                                                          \
+    if (i < n) { /* the arrays are whole vectors */                                            \
+      SARC_SIMD for (int l = 0; l < 16; ++l) lane[l] = i + l < n ? STEP(lane[l], x[i + l]) : lane[l]; \
+    }                                                                                          \
+    for (int l = 0; l < 16; ++l) into[l % W] = STEP(into[l % W], lane[l]);                     \
+  }
+template <class T> static inline T sarc_add(T a, T b) { return a + b; }
+SARC_LANES(sarc_sum_lanes, T(0), sarc_add)
+SARC_LANES(sarc_max_lanes, into[l % W], sarc_max)
+SARC_LANES(sarc_min_lanes, into[l % W], sarc_min)
+
 // Storage in 16 bits, arithmetic in float.
 struct sarc_bf16 { uint16_t bits; };
 typedef _Float16 sarc_f16;

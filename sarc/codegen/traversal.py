@@ -45,12 +45,12 @@ class Traversal:
         return self.made[key]
 
     def positions_in(self, first: Traversal, length: int) -> Tensor:
-        """int32 [K], where each edge stands in another traversal of the same block."""
+        """int32 [K + PADDING], where each edge stands in another traversal of the same block."""
         key = ("positions", id(first))
         if key not in self.made:
             place = torch.zeros(length, dtype=torch.int32)
             place[first._edges] = torch.arange(first._edges.numel(), dtype=torch.int32)
-            self.made[key] = place[self._edges]
+            self.made[key] = _padded(place[self._edges])
         return self.made[key]
 
     @property

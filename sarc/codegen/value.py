@@ -18,6 +18,11 @@ VIEWS = {
     aten.view.default, aten.reshape.default, aten.expand.default, aten.unsqueeze.default, aten.squeeze.dims,
     aten.permute.default, aten.slice.Tensor, aten.select.int,
 }  # fmt: skip
+COMPARISONS = {
+    getattr(getattr(aten, name), overload)
+    for name in ("gt", "ge", "lt", "le", "eq", "ne")
+    for overload in ("Scalar", "Tensor")
+}
 
 
 @dataclass
