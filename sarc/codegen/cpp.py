@@ -132,7 +132,7 @@ class _Kernel(Lowering):
         if self.body.is_wide(node):
             pointer = f"x{k}_at"
             self.edge_pointers[pointer] = f"const {kind}* __restrict {pointer} = x{k} + int64_t({where}) * {size};"
-            if operand.column is not None and k not in self.prefetched:
+            if (operand.column is not None or self.order is not None) and k not in self.prefetched:
                 self.prefetched.add(k)
                 nbytes = size * operand.type.dtype.itemsize
                 ahead = f"(const char*)(x{k} + int64_t({where.replace('[k]', f'[k + {AHEAD}]')}) * {size})"
@@ -148,7 +148,7 @@ class _Kernel(Lowering):
         line = f"const {kind}* __restrict {pointer} = {table} + int64_t({where}) * {size};"
         if line not in self.load:
             self.load.append(line)
-            if operand.column is not None or k in self.scratch:
+            if operand.column is not None or self.order is not None:
                 ahead = where.replace("[k]", f"[k + {AHEAD_NARROW}]")
                 self.load.append(f"__builtin_prefetch({table} + int64_t({ahead}) * {size});")
         array = self.new_array(node)
