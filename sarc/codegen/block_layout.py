@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from sarc.codegen.body import Body, features, width
 from sarc.codegen.value import BLOCK, Value, linear, nest
+from sarc.codegen.vectors import MARK, NoVector
 from sarc.codegen.views import Index
 from sarc.ir.space import Rows
 
@@ -43,6 +44,8 @@ class BlockLayout:
         """The reader of a block array, at edge q or in one of `loops`."""
 
         def at(i: str) -> str:
+            if MARK in i:
+                raise NoVector(i)
             if not self.width:
                 return f"{name}[q]" if i == "0" else f"{name}[({i}) * {BLOCK} + q]"
             return f"{name}[v + l]" if i == self.lane else f"{name}[q * {self.width} + {i}]"

@@ -7,6 +7,7 @@ threads. Folds to the row stay in local arrays until the row ends. What a body c
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.fx as fx
@@ -16,7 +17,10 @@ from sarc.codegen.expression import C_TYPES, STORED_WIDE, literal, stored_type
 from sarc.codegen.loops import Loop, indent, loop_over_edges, spell
 from sarc.codegen.lower import Lowering
 from sarc.codegen.prelude import PRELUDE, TO_THE_BIT
+from sarc.codegen.registers import in_registers
 from sarc.codegen.value import BLOCK, Value, linear, nest
+from sarc.codegen.vectors import LANES, MARK, whole
+from sarc.codegen.views import Index
 from sarc.ir.dialect import start_value
 from sarc.ir.edge_program import EdgeProgram, fold_to_rows
 
@@ -211,7 +215,7 @@ class _Kernel(Lowering):
         if root in self.body.in_row or self.body.is_wide(root):
             form = "{0} += {1};" if op == "sum" else f"{{0}} = sarc_{op}({{0}}, {{1}});"
             update = lambda at: form.format(f"{acc}[{linear(at, value.dims)}]", value.element(at))  # noqa: E731
-            loop = nest(value.dims, update)
+            loop = nest(value.dims, update, self._in_register(acc, form, value) if self.vector else None)
             return ["for (int q = 0; q < count; ++q) {", loop, "}"] if root in self.body.in_row else [loop]
         if root.op == "placeholder" and self._folded_as_loaded(root):
             return []
@@ -219,6 +223,15 @@ class _Kernel(Lowering):
         if not name:  # a view of an array, or an expression
             name = self._copy(root, value)
         return [self.layout.fold(op, name, width(root), acc)]
+
+    def _in_register(self, acc: str, form: str, value: Value) -> Callable[[Index], str]:
+        """The statement that folds a vector into an accumulator in registers."""
+
+        def update(at: Index) -> str:
+            place = linear(at, value.dims).replace(MARK, "")
+            return form.format(f"{acc}_in[({place}) / {LANES}]", whole(value.element(at)))
+
+        return update
 
     def _copy(self, root: fx.Node, value: Value) -> str:
         array = self.new_array(root)
@@ -293,7 +306,12 @@ class _Kernel(Lowering):
         for fold in folds:
             self.code += self._fold(*fold)
         self.code += self._stores(phase, sweep)
-        return loop_over_edges([*self.edge_pointers.values(), *spell(self.code)]) if self.code else []
+        if not self.code:
+            return []
+        accumulators = [(acc, width(root)) for root, acc, _ in folds]
+        vectors = in_registers(self.code, accumulators, self.vector)
+        edge = [*self.edge_pointers.values(), *(vectors.edge if vectors else spell(self.code))]
+        return [*(vectors.before if vectors else ()), *loop_over_edges(edge), *(vectors.after if vectors else ())]
 
     def _again(self, sweep: int, phase: int) -> list[str]:
         """What an earlier sweep computed, again: only where the row has several blocks."""

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sarc.codegen.vectors import VectorForm
+
+
+class Declaration(str):
+    """The statement that declares an edge's array."""
+
 
 @dataclass(frozen=True)
 class Loop:
@@ -14,6 +20,7 @@ class Loop:
         body: statements of the innermost loop.
         before, after: statements around the inner loops, inside the outer ones.
         sum: variable that the vector loop sums into, or "".
+        vector: the statements in vectors, where they have such a form.
     """
 
     outer: tuple[tuple[int, int], ...]
@@ -22,6 +29,7 @@ class Loop:
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     sum: str = ""
+    vector: VectorForm | None = None
 
     def lines(self) -> list[str]:
         """The C++."""
@@ -42,9 +50,9 @@ class Loop:
         if not self.inner or not other.inner:
             return None
         sums = ", ".join(filter(None, [self.sum, other.sum]))
-        return Loop(
-            self.outer, self.inner, self.body + other.body, self.before + other.before, self.after + other.after, sums
-        )
+        vector = self.vector.join(other.vector) if self.vector and other.vector else None
+        before, after = self.before + other.before, self.after + other.after
+        return Loop(self.outer, self.inner, self.body + other.body, before, after, sums, vector)
 
 
 def spell(code: list[str | Loop]) -> list[str]:

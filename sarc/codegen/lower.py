@@ -17,9 +17,10 @@ import torch.fx as fx
 from sarc.codegen.block_layout import LANES, layout_of
 from sarc.codegen.body import Body, features, width
 from sarc.codegen.expression import C_TYPES, STORED_WIDE
-from sarc.codegen.loops import Loop
+from sarc.codegen.loops import Declaration, Loop
 from sarc.codegen.operators import RULES, pointwise
 from sarc.codegen.value import BLOCK, COMPARISONS, VIEWS, Value, linear, nest
+from sarc.codegen.vectors import MARK, NoVector, read, store, vector_type
 from sarc.codegen.views import Index, NoKernel
 from sarc.ir.edge_program import fold_to_rows, take_rows
 from sarc.ir.space import Rows, ValueType
@@ -33,6 +34,7 @@ class Lowering(ABC):
     Attributes:
         declared: declarations of arrays, at the start of a chunk.
         row: statements of a row, by the pass before which they stand.
+        vector: type of the wide values, where loops over them may have a vector form, or "".
         code: where statements go that fill arrays of edge values: a list of the phase at hand.
     """
 
@@ -46,6 +48,7 @@ class Lowering(ABC):
         self.spread: dict[fx.Node, Value] = {}
         self.code: list[str | Loop] = []
         self.pointers: dict[str, str] = {}
+        self.vector = vector_type(body)
 
     # --- values
 
@@ -97,8 +100,7 @@ class Lowering(ABC):
     def _array(self, node: fx.Node, value: Value) -> Value:
         """Compute a value into an array, and the reader of that."""
         array = self.new_array(node)
-        fill = lambda at: f"{array.element(at)} = {value.element(at)};"  # noqa: E731
-        self.emit(node, value.dims, fill)
+        self.emit(node, value.dims, lambda at: store(array.element(at), value.element(at)))
         return array
 
     def emit(self, node: fx.Node, dims: tuple, fill: Callable[[Index], str]) -> None:
@@ -106,7 +108,7 @@ class Lowering(ABC):
         if node in self.body.in_row:
             self.row.setdefault(self.body.passes[node], []).extend(nest(dims, fill).lines())
         elif self.body.is_wide(node) or self.body.sinks(node):
-            self.code.append(nest(dims, fill))
+            self.code.append(nest(dims, fill, fill if self.vector else None))
         else:
             self.code += self.layout.loops(dims, fill)
 
@@ -136,7 +138,8 @@ class Lowering(ABC):
         loc = f"  // {node.meta['loc']}" if node.meta.get("loc") else ""
         size = max(math.prod(features(dims)), 1)
         if node in self.body.in_row or self.body.is_wide(node):
-            (self.declared if node in self.body.in_row else self.code).append(f"{kind} {name}[{size}];{loc}")
+            line = Declaration(f"{kind} {name}[{size}];{loc}")
+            (self.declared if node in self.body.in_row else self.code).append(line)
             return self.array_of(name, dims)
         line = f"alignas(64) {kind} {name}[{size} * {BLOCK}] = {{}};{loc}"
         if line not in self.declared:
@@ -146,7 +149,7 @@ class Lowering(ABC):
 
     def array_of(self, name: str, dims: tuple) -> Value:
         """The reader of an array that holds one row's features."""
-        return Value(lambda at: f"{name}[{linear(at, dims)}]", dims, True, lambda i: f"{name}[{i}]")
+        return Value(lambda at: read(name, linear(at, dims)), dims, True, lambda i: read(name, i))
 
     def compute_type(self, dtype: torch.dtype) -> str:
         if dtype not in C_TYPES:
@@ -162,9 +165,15 @@ class Lowering(ABC):
     def memory(self, name: str, node: fx.Node) -> Value:
         """The reader of a row of a table that starts at the pointer `name`."""
         type_ = node.meta["type"]
-        wrap = "sarc_load({})" if type_.dtype in STORED_WIDE else "{}"
-        read = lambda i: wrap.format(f"{name}[{i}]")  # noqa: E731
-        return Value(lambda at: read(linear(at, type_.dims)), type_.dims, True, read)
+
+        def at(i: str) -> str:
+            if type_.dtype not in STORED_WIDE:
+                return read(name, i)
+            if MARK in i:
+                raise NoVector(i)
+            return f"sarc_load({name}[{i}])"
+
+        return Value(lambda index: at(linear(index, type_.dims)), type_.dims, True, at)
 
     # --- calls
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from sarc.codegen.body import features, width
 from sarc.codegen.expression import C_TYPES, literal, scalar
 from sarc.codegen.loops import Loop
 from sarc.codegen.value import Value, linear
+from sarc.codegen.vectors import LANES, MARK, NoVector, VectorForm, is_vector, vector_operands
 from sarc.codegen.views import Index, NoKernel, index_map
 from sarc.ir.call import named_arguments, op_name
 from sarc.ir.dialect import UNIFORM
@@ -41,6 +43,8 @@ def _operand(
 
     def read(index: Index) -> str:
         text = known.element(["0" if d == 1 else index[axis + shift] for axis, d in enumerate(dims)])
+        if cast and is_vector(text):
+            raise NoVector("a conversion")
         return f"{kind}({text})" if cast else text
 
     return read
@@ -68,7 +72,10 @@ def pointwise(low: Lowering, node: fx.Node) -> Value:
         raise NoKernel(op_name(node.target))
 
     def element(index: Index) -> str:
-        return str(scalar(node.target, [read(index) for read in readers], numbers, type_.dtype, compute))
+        operands = [read(index) for read in readers]
+        if any(is_vector(text) for text in operands):
+            operands = vector_operands(name, operands)
+        return str(scalar(node.target, operands, numbers, type_.dtype, compute))
 
     return Value(element, type_.dims, cheap=False)
 
@@ -134,6 +141,8 @@ def _slice_backward(low: Lowering, node: fx.Node) -> Value:
     zero = literal(0, type_.dtype)
 
     def element(index: Index) -> str:
+        if any(MARK in i for i in index):
+            raise NoVector("zeros between")
         at = list(index)
         if size != 1:
             at[axis] = "0" if source.dims[axis] == 1 else f"({index[axis]} - {start})"
@@ -163,13 +172,21 @@ def _fold_features(low: Lowering, node: fx.Node) -> Value:
     at: Index = ["0" if isinstance(d, Rows) or d == 1 else f"i{axis}" for axis, d in enumerate(dims)]
     place = ["0" if axis in reduced else at[axis] for axis in range(len(dims)) if keep or axis not in reduced]
     outer = tuple((axis, d) for axis, d in enumerate(dims) if axis not in reduced and at[axis] != "0")
+    floats = op == "sum" and type_.dtype.is_floating_point
+    form = None
+    if floats and low.vector and len(inner) == 1:
+        with contextlib.suppress(NoVector):
+            term = source.element([MARK + i if axis == inner[0][0] else i for axis, i in enumerate(at)])
+            start = f"sarc_vector<{low.vector}, {LANES}> {fold} = {{}};"
+            form = VectorForm((f"{fold} += {term};",), (start,), (f"{array.element(place)} = sarc_total({fold});",))
     loop = Loop(
         outer,
         tuple(inner),
         (_COMBINE[op].format(fold, source.element(at)),),
         (f"{kind} {fold} = {_start(op, type_.dtype)};",),
         (f"{array.element(place)} = {fold};",),
-        fold if op == "sum" and type_.dtype.is_floating_point else "",
+        fold if floats else "",
+        form,
     )
     if node in low.body.in_row:
         low.row.setdefault(low.body.passes[node], []).extend(loop.lines())

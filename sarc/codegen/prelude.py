@@ -22,9 +22,9 @@ PRELUDE = r"""
 template <class T> static inline T sarc_inf() { return std::numeric_limits<T>::infinity(); }
 template <class T> static inline T sarc_nan() { return std::numeric_limits<T>::quiet_NaN(); }
 
-// Like torch: a NaN operand gives NaN.
-template <class T> static inline T sarc_max(T a, T b) { return (a > b || a != a) ? a : b; }
-template <class T> static inline T sarc_min(T a, T b) { return (a < b || a != a) ? a : b; }
+// Of numbers or vectors. Like torch: a NaN operand gives NaN.
+template <class T> static inline T sarc_max(T a, T b) { return ((a > b) | (a != a)) ? a : b; }
+template <class T> static inline T sarc_min(T a, T b) { return ((a < b) | (a != a)) ? a : b; }
 
 // Folds of n contiguous values.
 template <class T> static inline T sarc_sum_of(const T* x, int n) {
@@ -67,6 +67,26 @@ template <class T> static inline T sarc_add(T a, T b) { return a + b; }
 SARC_LANES(sarc_sum_lanes, T(0), sarc_add)
 SARC_LANES(sarc_max_lanes, into[l % W], sarc_max)
 SARC_LANES(sarc_min_lanes, into[l % W], sarc_min)
+
+// N numbers in a vector register, from memory and to it.
+template <class T, int N> struct sarc_vector_of { typedef T type __attribute__((vector_size(N * sizeof(T)))); };
+template <class T, int N> using sarc_vector = typename sarc_vector_of<T, N>::type;
+template <int N, class T> static inline sarc_vector<T, N> sarc_get(const T* x) {
+  sarc_vector<T, N> v;
+  std::memcpy(&v, x, sizeof v);
+  return v;
+}
+template <class T, class V> static inline void sarc_put(T* x, V v) { std::memcpy(x, &v, sizeof v); }
+template <int N, class T> static inline sarc_vector<T, N> sarc_all(T x) { return x - sarc_vector<T, N>{}; }
+template <class V> static inline auto sarc_total(V v) -> decltype(v[0] + v[0]) {
+  constexpr int N = sizeof(V) / sizeof(v[0]);
+  decltype(v[0] + v[0]) part[N];
+  std::memcpy(part, &v, sizeof v);
+#pragma GCC unroll 4
+  for (int n = N / 2; n > 0; n /= 2)
+    for (int i = 0; i < n; ++i) part[i] += part[i + n];
+  return part[0];
+}
 
 // Storage in 16 bits, arithmetic in float.
 struct sarc_bf16 { uint16_t bits; };

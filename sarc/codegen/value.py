@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from sarc.codegen.loops import Loop
+from sarc.codegen.vectors import MARK, NoVector, VectorForm
 from sarc.codegen.views import Index
 from sarc.ir.space import Rows
 
@@ -54,8 +56,23 @@ def linear(index: Index, dims: tuple) -> str:
     return " + ".join(reversed(terms)) or "0"
 
 
-def nest(dims: tuple, body: Callable[[Index], str]) -> Loop:
-    """Loops over the features of `dims` around one statement; the innermost is a vector loop."""
+def nest(dims: tuple, body: Callable[[Index], str], vector: Callable[[Index], str] | None = None) -> Loop:
+    """Loops over the features of `dims` around one statement; the innermost is a vector loop.
+
+    Args:
+        body: the statement at an index.
+        vector: the statement at an index whose last feature is marked; NoVector where it has no such form.
+    """
     index: Index = ["0" if isinstance(d, Rows) or d == 1 else f"i{axis}" for axis, d in enumerate(dims)]
     loops = tuple((axis, d) for axis, d in enumerate(dims) if index[axis] != "0")
-    return Loop(loops[:-1], loops[-1:], (body(index),))
+    form = None
+    if vector and loops:
+        with contextlib.suppress(NoVector):
+            form = VectorForm((vector(marked(index)),))
+    return Loop(loops[:-1], loops[-1:], (body(index),), vector=form)
+
+
+def marked(index: Index) -> Index:
+    """An index for vectors over its last feature."""
+    last = max(axis for axis, at in enumerate(index) if at != "0")
+    return [MARK + at if axis == last else at for axis, at in enumerate(index)]

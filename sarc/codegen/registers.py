@@ -1,0 +1,63 @@
+"""Registers: the loop over a block's edges in vectors, with a row's accumulators in registers meanwhile."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sarc.codegen.loops import Declaration, Loop
+from sarc.codegen.vectors import LANES, MARK
+
+MOST = 16  # vectors of 64 bytes: half of what AVX-512 has
+
+
+@dataclass(frozen=True)
+class Registers:
+    """What is done before the edges of a block, for each of them, and behind them."""
+
+    before: tuple[str, ...]
+    edge: tuple[str, ...]
+    after: tuple[str, ...]
+
+
+def in_registers(code: list[str | Loop], accumulators: list[tuple[str, int]], kind: str) -> Registers | None:
+    """Loops over an edge's features as one loop over vectors.
+
+    Args:
+        code: what is done for one edge.
+        accumulators: (name, features) of the arrays that are folded into.
+        kind: C++ type of the wide values, or "" where they have several.
+
+    Returns:
+        None where nothing is folded, some of it has no vector form, or the registers would not do.
+    """
+    declared = [item for item in code if isinstance(item, Declaration)]
+    loops = [item for item in code if isinstance(item, Loop)]
+    if not kind or not accumulators or not loops or len(declared) + len(loops) != len(code):
+        return None
+    joined: Loop | None = loops[0]
+    for loop in loops[1:]:
+        joined = joined.join(loop) if joined else None
+    if joined is None or joined.vector is None or len(joined.inner) != 1:
+        return None
+    ((axis, features),) = joined.inner
+    outer = math.prod(d for _, d in joined.outer)
+    lanes = next((n for n in ((16, 8, 4) if kind == "float" else (8, 4)) if features % n == 0), 0)
+    if not lanes or max(outer * features, sum(size for _, size in accumulators)) > lanes * MOST:
+        return None
+    unroll = f"#pragma GCC unroll {MOST}"
+    edge: list[str] = [*declared]
+    for outer_axis, d in joined.outer:
+        edge += [unroll, f"for (int i{outer_axis} = 0; i{outer_axis} < {d}; ++i{outer_axis}) {{"]
+    edge += ["{", *joined.vector.before, unroll]
+    edge += [f"for (int i{axis} = 0; i{axis} < {features}; i{axis} += {lanes}) {{", *joined.vector.body, "}"]
+    edge += [*joined.vector.after, "}", *["}"] * len(joined.outer)]
+    before, after = ["{"], []
+    for name, size in accumulators:
+        count = size // lanes
+        each = f"for (int i = 0; i < {count}; ++i)"
+        before += [f"sarc_vector<{kind}, {lanes}> {name}_in[{count}];", unroll]
+        before += [f"{each} {name}_in[i] = sarc_get<{lanes}>({name} + i * {lanes});"]
+        after += [unroll, f"{each} sarc_put({name} + i * {lanes}, {name}_in[i]);"]
+    spelled = tuple(line.replace(MARK, "").replace(LANES, str(lanes)) for line in edge)
+    return Registers(tuple(before), spelled, (*after, "}"))
