@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.fx as fx
@@ -18,10 +19,11 @@ from sarc.cost import program_cost
 from sarc.errors import CodegenError, OptionError, PartitionError
 from sarc.frontends.capture import Argument, Captured, capture, fill_results
 from sarc.frontends.check_inputs import check_arguments, check_graph, check_ranks, find_graph
-from sarc.frontends.check_options import check_options
+from sarc.frontends.check_options import check_exchange, check_options
 from sarc.frontends.copy_module import copy_module
 from sarc.frontends.inputs import argument, candidates, choose, take_apart
 from sarc.ir.edge_program import EdgeProgram, edge_call
+from sarc.ir.exchange import ExchangeOptions
 from sarc.ir.print import format_program
 from sarc.ir.program import Input, Program
 from sarc.ir.schedule import Schedule
@@ -41,6 +43,7 @@ from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
 from sarc.passes.joint.simplify import Simplify
 from sarc.passes.joint.split import split
 from sarc.passes.partitioned.build_schedule import build_schedule, column_targets
+from sarc.passes.partitioned.exchange_whole import ExchangeWhole, choose_exchange
 from sarc.passes.partitioned.fuse_rows import FuseRows
 from sarc.passes.partitioned.merge_row_phases import MergeRowPhases
 from sarc.passes.partitioned.partition_program import PartitionProgram
@@ -81,10 +84,17 @@ class Pipeline:
     Args:
         backend: one of `BACKENDS` (see `compile`).
         observe: called with every pass's name and the program it made, in order; it must not alter the program.
+        exchange: how rows travel between parts.
     """
 
-    def __init__(self, backend: str = DEFAULT_BACKEND, observe: Observer | None = None):
+    def __init__(
+        self,
+        backend: str = DEFAULT_BACKEND,
+        observe: Observer | None = None,
+        exchange: ExchangeOptions | None = None,
+    ):
         self.backend = backend
+        self.exchange = exchange or ExchangeOptions()
         self.observe = observe
 
     def after(self, name: str, program: Program) -> Program:
@@ -149,9 +159,13 @@ class Pipeline:
         forward, backward = (self.after(FuseEdgePrograms.name, FuseEdgePrograms().run(p)) for p in (forward, backward))
         return Stages(stages.captured, {**stages.programs, "joint": joint, "forward": forward, "backward": backward})
 
-    def partition(self, program: Program, remote: frozenset[str]) -> Program:
-        """The program of one part, for columns known to reach other parts."""
+    def partition(
+        self, program: Program, remote: frozenset[str], columns: Mapping[tuple[str, str | int], ColumnMap]
+    ) -> Program:
+        """The program of one part, for columns known to reach other parts, and the maps of all columns."""
         program = self.after(PartitionProgram.name, PartitionProgram(remote).run(program))
+        choose = partial(choose_exchange, self.exchange, program.spaces, columns)
+        program = self.after(ExchangeWhole.name, ExchangeWhole(choose).run(program))
         if self.backend != "reference" and compiler() is not None:
             program = self.after(MergeRowPhases.name, MergeRowPhases(has_kernel).run(program))
             program = self.after(FuseRows.name, FuseRows(has_kernel).run(program))
@@ -169,7 +183,7 @@ class Pipeline:
         columns: Mapping[tuple[str, str | int], ColumnMap],
         prefetch: int,
     ) -> Schedule:
-        return build_schedule(program, rank, num_parts, columns, prefetch)
+        return build_schedule(program, rank, num_parts, columns, prefetch, self.exchange.comm_dtype)
 
     def kernels(self, program: Program) -> dict[str, CppKernel]:
         """Compiled edge programs of a partitioned program, by name; the others run in plain torch.
@@ -250,6 +264,9 @@ def compile(
     seed: int | None = None,
     backend: str = DEFAULT_BACKEND,
     verify: bool = False,
+    exchange: str = "auto",
+    halo_budget: int = ExchangeOptions.halo_budget,
+    comm_dtype: torch.dtype | None = None,
 ) -> CompiledModule:
     """Compile `model` to run full-batch, and exactly, over the partitions of a graph.
 
@@ -268,6 +285,12 @@ def compile(
             products of every edge run in plain torch under each. `plan()` says how each edge program runs, and why.
         verify: the first call in each mode also runs the plain module, with the same random draws, and prints the
             largest difference of every result, buffer and gradient to stderr. In one process only.
+        exchange: how rows travel between parts. "auto": all rows of a step of a layer at once, in one all-to-all, while
+            the halo fits `halo_budget`, and beyond it chunk by chunk in a ring, with at most 2 (1 + prefetch) chunks
+            alive; "whole" and "ring" force one of them; "sar" is the scheme of the SAR paper, for comparison.
+        halo_budget: bytes of other parts' rows that a part may hold at once under "auto".
+        comm_dtype: torch.bfloat16 sends rows and partial sums rounded to it, half the bytes; None sends them as they
+            are. It changes results: by about 2^-9 of each number sent.
 
     Returns:
         A module called like `model`: with whole-graph tensors in one process; under torchrun with the rows a rank owns
@@ -281,6 +304,7 @@ def compile(
         DifferenceError: with verify, when results or gradients differ by more than rounding in their dtype.
     """
     check_options(model, spaces, prefetch, seed)
+    check_exchange(exchange, halo_budget, comm_dtype)
     if isinstance(model, CompiledModule):
         raise OptionError("model: expected a plain module, got one that sarc.compile made; compile its .model")
     if isinstance(partitions, bool) or not isinstance(partitions, (Partitions, int, Tensor)):
@@ -297,7 +321,7 @@ def compile(
     if backend == "auto" and compiler() is None:
         warn_once("no C++ compiler found (CXX, g++, clang++, c++): edge programs run in plain torch, which is slower")
     logs_from_environment()
-    pipeline = Pipeline(backend)
+    pipeline = Pipeline(backend, exchange=ExchangeOptions(exchange, halo_budget, comm_dtype))
     return CompiledModule(
         model, partitions, pipeline, spaces=dict(spaces or {}), prefetch=prefetch, seed=seed, verify=bool(verify)
     )

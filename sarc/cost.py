@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import sympy
 import torch.fx as fx
 
-from sarc.ir.collective import all_reduce, tuple_of
+from sarc.ir.collective import all_reduce, fetch, give_back, tuple_of
 from sarc.ir.edge_program import edge_call
 from sarc.ir.ops import definition
 from sarc.ir.program import Program
@@ -63,7 +63,7 @@ def call_cost(node: fx.Node, spaces: Spaces) -> Cost:
     results = _types(node)
     operands = [t for n in node.all_input_nodes for t in _types(n)]
     moved = sum((nbytes(t, spaces) for t in (*operands, *results)), sympy.Integer(0))
-    if node.target is all_reduce:
+    if node.target in (all_reduce, fetch, give_back):
         return Cost(sympy.Integer(0), moved)
     rule = definition(node.target)
     work = rule.work if rule else "entry"

@@ -92,7 +92,7 @@ def _memory_rows(measured: tuple[Profile, dict[str, int]]) -> list[tuple[Any, ..
 def _checks(session: Session, measured: tuple[Profile, dict[str, int]]) -> list[tuple[Any, ...]]:
     found, sent = measured
     made, schedules = session.compiled.plan(), session.compiled._called().bound.schedules
-    messages = sum(s.counts().get("Send", 0) for each in schedules.values() for s in each)
+    messages = sum(len(s.sends()) for each in schedules.values() for s in each)
     return [
         ("bytes sent in messages", made.sent_bytes, sent["sent_bytes"]),
         ("messages", messages, sent["messages"]),

@@ -6,10 +6,12 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from sarc.errors import OptionError
 from sarc.frontends.inputs import EDGES, NODES
+from sarc.ir.exchange import EXCHANGES
 
 
 def check_options(model: Any, spaces: Any, prefetch: Any, seed: Any) -> None:
@@ -37,6 +39,19 @@ def check_options(model: Any, spaces: Any, prefetch: Any, seed: Any) -> None:
         raise OptionError(f"prefetch: expected a number of chunks, 0 or more, got {prefetch!r}")
     if seed is not None and not _is_int(seed):
         raise OptionError(f"seed: expected an int, or None for torch's initial seed, got {seed!r}")
+
+
+def check_exchange(exchange: Any, halo_budget: Any, comm_dtype: Any) -> None:
+    """OptionError unless the options of exchanges have values that they can have."""
+    if exchange not in EXCHANGES:
+        raise OptionError(f"exchange: expected one of {', '.join(map(repr, EXCHANGES))}, got {exchange!r}")
+    if not _is_int(halo_budget) or halo_budget < 0:
+        raise OptionError(f"halo_budget: expected a number of bytes, 0 or more, got {halo_budget!r}")
+    if comm_dtype not in (None, torch.bfloat16, torch.float16, torch.float32):
+        raise OptionError(
+            f"comm_dtype: expected None or a floating-point dtype narrower than the model's, such as torch.bfloat16, "
+            f"got {comm_dtype!r}"
+        )
 
 
 def _is_int(value: Any) -> bool:

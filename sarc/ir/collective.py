@@ -1,8 +1,13 @@
-"""The collective operator of partitioned programs."""
+"""The collective operators of partitioned programs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from torch import Tensor
+
+from sarc.ir.space import Rows, ValueType
 
 
 def all_reduce(share: Tensor, op: str) -> Tensor:
@@ -13,3 +18,25 @@ def all_reduce(share: Tensor, op: str) -> Tensor:
 def tuple_of(values):
     """Several values as one: what remains of an edge call whose folds are made by other calls."""
     return tuple(values)
+
+
+def fetch(values: Sequence[Tensor], column: Tensor) -> tuple[Tensor, ...]:
+    """Rows that a part reaches through a column: its own, then those of its halo, of several values in one message.
+
+    On the whole graph, the values themselves.
+    """
+    return tuple(values)
+
+
+def give_back(shares: Sequence[Tensor], column: Tensor, folds: Sequence[str]) -> tuple[Tensor, ...]:
+    """Folds of what each part holds for the rows it reaches through a column ("sum", "amax", "amin"), at their owners.
+
+    On the whole graph, the shares themselves.
+    """
+    return tuple(shares)
+
+
+def with_space(type_: ValueType, space: str, instead: str) -> ValueType:
+    """`type_` with rows of `instead` where it has rows of `space`."""
+    dims = (replace(d, space=instead) if isinstance(d, Rows) and d.space == space else d for d in type_.dims)
+    return ValueType(tuple(dims), type_.dtype)

@@ -20,7 +20,7 @@ from sarc.ir.dialect import UNIFORM, fold_rows, start_value
 from sarc.ir.draws import keyed_uniform
 from sarc.ir.live_bytes import last_uses, live_bytes_per_row
 from sarc.ir.ops import definition, resolve_sizes
-from sarc.ir.space import Rows, ValueType, lengths
+from sarc.ir.space import Rows, Spaces, ValueType, lengths
 
 
 @dataclass(frozen=True)
@@ -294,6 +294,11 @@ class ChunkLayout:
     def row_bytes(self) -> int:
         return sum(dtype.itemsize * math.prod(shape) for _, _, dtype, shape in self.entries)
 
+    def message_bytes(self, rows: int) -> int:
+        """Bytes of `rows` rows, rounded up so that another message may follow in the same buffer."""
+        step = max(dtype.itemsize for _, _, dtype, _ in self.entries)
+        return -(-rows * self.row_bytes // step) * step
+
     def segments(self, buffer: Tensor, rows: int) -> dict[int, Tensor]:
         """Views [rows, *row shape] of a message uint8 [rows * row_bytes], by key."""
         found, start = {}, 0
@@ -309,28 +314,48 @@ class ChunkLayout:
         return {key: s.movedim(0, axes[key]) for key, s in self.segments(buffer, rows).items()}
 
 
-def fetch_layout(program: EdgeProgram, values: Sequence[ValueType]) -> ChunkLayout:
-    """Message layout of the rows that `program` reads through its remote column; keys are indices of values."""
+def fetch_layout(
+    program: EdgeProgram, values: Sequence[ValueType], spaces: Spaces, wire: torch.dtype | None = None
+) -> ChunkLayout:
+    """Message layout of the rows that `program` reads through its remote column; keys are indices of values.
+
+    Rows of a reach are at hand: they were fetched whole before.
+
+    Args:
+        wire: dtype of wider floating-point numbers on the way; None: their own.
+    """
     picked = {}
     for operand in program.operands:
-        if operand.column is not None and operand.axis is not None and operand.column == program.remote:
+        if operand.column is None or operand.axis is None or operand.column != program.remote:
+            continue
+        dim = values[operand.value].dims[operand.axis]
+        if not (isinstance(dim, Rows) and spaces[dim.space].kind == "reach"):
             picked[operand.value] = (operand.value, operand.axis, values[operand.value])
-    return _layout(list(picked.values()))
+    return _layout(list(picked.values()), wire)
 
 
-def return_layout(program: EdgeProgram) -> ChunkLayout:
+def return_layout(program: EdgeProgram, wire: torch.dtype | None = None) -> ChunkLayout:
     """Message layout of the partial folds to the remote column's rows; keys are indices of results."""
     picked = [
         (k, r.axis, r.type)
         for k, r in enumerate(program.results)
         if r.axis is not None and r.column is not None and r.column == program.remote
     ]
-    return _layout(picked)
+    return _layout(picked, wire)
 
 
-def _layout(picked: list[tuple[int, int, ValueType]]) -> ChunkLayout:
+def whole_layout(exchange: fx.Node, wire: torch.dtype | None = None) -> ChunkLayout:
+    """Message layout of the rows that a `fetch` or `give_back` moves to or from one peer; keys are places of values."""
+    types = [value.meta["type"] for value in exchange.args[0]]
+    return _layout([(k, type_.row_axis, type_) for k, type_ in enumerate(types)], wire)
+
+
+def _layout(picked: list[tuple[int, int, ValueType]], wire: torch.dtype | None) -> ChunkLayout:
     entries = []
-    for key, axis, type_ in sorted(picked, key=lambda entry: (-entry[2].dtype.itemsize, entry[0])):
+    for key, axis, type_ in picked:
         row = tuple(d for place, d in enumerate(type_.dims) if place != axis and not isinstance(d, Rows))
-        entries.append((key, axis, type_.dtype, row))
-    return ChunkLayout(tuple(entries))
+        dtype = type_.dtype
+        if wire is not None and dtype.is_floating_point and dtype.itemsize > wire.itemsize:
+            dtype = wire
+        entries.append((key, axis, dtype, row))
+    return ChunkLayout(tuple(sorted(entries, key=lambda entry: (-entry[2].itemsize, entry[0]))))

@@ -43,7 +43,7 @@ def interpret(
         if node.target is operator.getitem:
             env[node] = env[node.args[0]][node.args[1]]
             continue
-        known = program.spaces.numbers(sizes)
+        known = program.spaces.numbers(with_reaches(program.spaces, sizes))
         args, kwargs = _operands(node, env, known)
         if node.target is edge_call:
             edges, operands, columns = args
@@ -60,6 +60,11 @@ def _operands(node: fx.Node, env: dict[fx.Node, Any], sizes: dict[str, int]) -> 
     """The call's operands: tensors for values, numbers for sizes."""
     tensors = fx.map_arg((node.args, dict(node.kwargs)), env.__getitem__)
     return map_sizes(tensors, lambda size: size.value(sizes))
+
+
+def with_reaches(spaces: Spaces, sizes: dict[str, int]) -> dict[str, int]:
+    """`sizes` and those of reach spaces: on the whole graph no row is another part's."""
+    return sizes | {s.name: sizes[s.parents[0]] for s in spaces if s.kind == "reach" and s.parents[0] in sizes}
 
 
 def learn_sizes(type_: Types, value: Any, spaces: Spaces, sizes: dict[str, int]) -> None:

@@ -16,14 +16,15 @@ import torch
 import torch.fx as fx
 
 from sarc.errors import ParseError
-from sarc.ir.collective import all_reduce, tuple_of
+from sarc.ir.collective import all_reduce, fetch, give_back, tuple_of
 from sarc.ir.edge_program import EdgeProgram, Operand, Result, edge_call, fold_to_rows, take_rows
 from sarc.ir.operand_text import read_operands, read_types
 from sarc.ir.program import Input, Output, Program
 from sarc.ir.space import Space, Spaces
 
 _FUNCTIONS = {
-    f.__name__: f for f in (operator.getitem, edge_call, all_reduce, tuple_of, take_rows, fold_to_rows)
+    f.__name__: f
+    for f in (operator.getitem, edge_call, all_reduce, fetch, give_back, tuple_of, take_rows, fold_to_rows)
 }
 _SPACE = re.compile(r"space (\w+) = (\w+)(?:\((.*)\))?( on edges)?")
 _EDGES = re.compile(r"edges @(\w+) over (\w+)(?: remote #(\d+))?")

@@ -13,7 +13,7 @@ import torch.fx as fx
 from torch.utils._sympy.printers import PythonPrinter
 
 from sarc.ir.call import op_name
-from sarc.ir.collective import all_reduce, tuple_of
+from sarc.ir.collective import all_reduce, fetch, give_back, tuple_of
 from sarc.ir.edge_program import EdgeProgram, Result, edge_call
 from sarc.ir.program import Program
 from sarc.ir.space import Rows, Size
@@ -61,7 +61,7 @@ def _call(node: fx.Node, sizes: list[str]) -> str:
         edges, values, columns = node.args
         given = [f"[{', '.join(v.name for v in values)}]", f"[{', '.join(c.name for c in columns)}]"]
         return f"{edges.name}({', '.join([*given, *(f'{s}={s}' for s in sizes)])})"
-    if node.target in (all_reduce, tuple_of):  # one process holds the whole graph: nothing to complete
+    if node.target in (all_reduce, fetch, give_back, tuple_of):  # one process holds the whole graph: nothing to complete
         return _operand(node.args[0])
     args = [*map(_operand, node.args), *(f"{k}={_operand(v)}" for k, v in node.kwargs.items())]
     target: Any = node.target

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+import torch
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -22,13 +24,51 @@ class Launch:
 
 @dataclass(frozen=True)
 class AllReduce:
-    """Complete a contraction over all parts."""
+    """Complete contractions over all parts, in one message where there are several."""
 
-    node: str
+    nodes: tuple[str, ...]
     op: str
 
+    @property
+    def node(self) -> str:
+        return self.nodes[0]
+
     def __str__(self) -> str:
-        return f"all_reduce %{self.node} {self.op}"
+        return f"all_reduce {', '.join(f'%{n}' for n in self.nodes)} {self.op}"
+
+
+@dataclass(frozen=True)
+class Message:
+    """What one exchange moves to or from one peer."""
+
+    peer: int
+    rows: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class AllToAll:
+    """Begin to exchange the halo rows of some values with every peer at once ("fetch"), or their folds ("return")."""
+
+    node: str
+    what: str
+    sends: tuple[Message, ...]
+    receives: tuple[Message, ...]
+
+    def __str__(self) -> str:
+        out, back = (sum(m.nbytes for m in messages) for messages in (self.sends, self.receives))
+        return f"all_to_all %{self.node} sends {out} B, receives {back} B ({self.what})"
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Wait for an all_to_all and put the rows where they belong. `clock` is common to all parts."""
+
+    node: str
+    clock: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"finish     %{self.node}"
 
 
 @dataclass(frozen=True)
@@ -124,7 +164,7 @@ class Free:
         return f"free       {', '.join(self.names)}"
 
 
-Instruction = Launch | AllReduce | Begin | PostRecv | Send | Wait | RunBlock | Combine | Free
+Instruction = Launch | AllReduce | AllToAll | Finish | Begin | PostRecv | Send | Wait | RunBlock | Combine | Free
 
 
 @dataclass(frozen=True)
@@ -136,21 +176,43 @@ class Schedule:
         stage: "forward" or "backward".
         instructions: in order.
         chunk_limit: most chunk buffers alive at any time: 2 (1 + prefetch).
+        wire: dtype of wider floating-point numbers on the way between parts; None: their own.
     """
 
     rank: int
     stage: str
     instructions: tuple[Instruction, ...]
     chunk_limit: int
+    wire: torch.dtype | None = None
+
+    def sends(self) -> list[tuple[str, Message]]:
+        """Every message that this part sends, with the value or edge call it is for."""
+        found = []
+        for step in self.instructions:
+            if isinstance(step, Send):
+                found.append((step.call, Message(step.peer, step.rows, step.nbytes)))
+            elif isinstance(step, AllToAll):
+                found += [(step.node, message) for message in step.sends]
+        return found
+
+    def receives(self) -> list[tuple[str, Message]]:
+        """Every message that this part receives, with the value or edge call it is for."""
+        found = []
+        for step in self.instructions:
+            if isinstance(step, PostRecv):
+                found.append((step.call, Message(step.peer, step.rows, step.nbytes)))
+            elif isinstance(step, AllToAll):
+                found += [(step.node, message) for message in step.receives]
+        return found
 
     @property
     def sent_bytes(self) -> int:
-        """Payload bytes this part sends in point-to-point messages."""
-        return sum(i.nbytes for i in self.instructions if isinstance(i, Send))
+        """Payload bytes this part sends to other parts."""
+        return sum(message.nbytes for _, message in self.sends())
 
     @property
     def received_bytes(self) -> int:
-        return sum(i.nbytes for i in self.instructions if isinstance(i, PostRecv))
+        return sum(message.nbytes for _, message in self.receives())
 
     def counts(self) -> dict[str, int]:
         """Number of instructions of each kind."""

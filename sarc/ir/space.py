@@ -23,10 +23,11 @@ class Space:
 
     Attributes:
         name: as printed in types ("N", "E", "S0", ...).
-        kind: "nodes" or "edges" (given), "filter" (rows of `parents[0]` where `mask` holds) or "concat" (the rows of
-            the parents, in order).
+        kind: "nodes" or "edges" (given), "filter" (rows of `parents[0]` where `mask` holds), "concat" (the rows of
+            the parents, in order) or "reach" (on each part the rows of `parents[0]` that it owns, then its halo: those
+            that it reads through the column `mask`; on the whole graph, the parent's rows).
         parents: names of the spaces this one is derived from.
-        mask: name of the value that selects the rows of a filter.
+        mask: name of the value that selects the rows of a filter, or of the column of a reach.
         on_edges: whether the rows stand for edges, directly or through their first parent: values there are recomputed
             rather than saved.
     """
@@ -40,6 +41,8 @@ class Space:
     def __str__(self) -> str:
         if self.kind == "filter":
             return f"{self.name} = filter({self.parents[0]}, %{self.mask})"
+        if self.kind == "reach":
+            return f"{self.name} = reach({self.parents[0]}, %{self.mask})"
         if self.kind == "concat":
             return f"{self.name} = concat({', '.join(self.parents)})"
         return f"{self.name} = {self.kind}"
@@ -222,6 +225,14 @@ class Spaces:
                     f"concatenate the same row sets in the same order everywhere"
                 )
         return made
+
+    def reach(self, parent: str, column: str) -> Space:
+        """The rows of `parent` that a part owns or reads through `column`; made when it does not exist yet."""
+        for space in self.table.values():
+            if space.kind == "reach" and (space.parents, space.mask) == ((parent,), column):
+                return space
+        taken = sum(space.kind == "reach" for space in self.table.values())
+        return self.add(Space(f"R{taken}", "reach", (parent,), column))
 
     def of_number(self, number: int) -> Dim:
         """The dimension that a surrogate length stands for: `k * surrogate(space)` is k rows of it, else static."""

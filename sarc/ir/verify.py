@@ -9,7 +9,7 @@ import torch
 import torch.fx as fx
 
 from sarc.errors import SarcError, VerifyError
-from sarc.ir.collective import all_reduce, tuple_of
+from sarc.ir.collective import all_reduce, fetch, give_back, tuple_of, with_space
 from sarc.ir.edge_program import edge_call, fold_to_rows, infer_own, take_rows
 from sarc.ir.ops import definition, infer
 from sarc.ir.print import format_node
@@ -52,6 +52,8 @@ def _check_call(program: Program, node: fx.Node) -> None:
         _check_edge_program(program, node)
     elif node.target is all_reduce:
         expected = node.args[0].meta["type"]
+    elif node.target in (fetch, give_back):
+        expected = _exchanged(program, node)
     elif node.target is tuple_of:
         expected = tuple(v.meta["type"] for v in node.args[0])
     elif node.target is operator.getitem:
@@ -68,6 +70,15 @@ def _check_call(program: Program, node: fx.Node) -> None:
             raise _fault(program, node, f"is illegal: {error}") from error
     if expected != node.meta["type"]:
         raise _fault(program, node, f"has type {_show(node.meta['type'])}, the op table infers {_show(expected)}")
+
+
+def _exchanged(program: Program, node: fx.Node) -> tuple[ValueType, ...]:
+    """Types of what a fetch or a give_back makes: rows of the reach of its column for rows of the parent, or back."""
+    reach = next((s for s in program.spaces if s.kind == "reach" and s.mask == node.args[1].name), None)
+    if reach is None:
+        raise _fault(program, node, f"exchanges rows through %{node.args[1].name}, which no reach space names")
+    ends = (reach.parents[0], reach.name) if node.target is fetch else (reach.name, reach.parents[0])
+    return tuple(with_space(v.meta["type"], *ends) for v in node.args[0])
 
 
 def _check_edge_program(program: Program, node: fx.Node) -> None:

@@ -36,6 +36,7 @@ class ColumnMap:
         serves: serves[q] = int64 owned positions of each chunk sent to q.
         round_chunks: round_chunks[r] = most chunks that any part receives from the part r before it; the same on all
             parts, so that they step through the rounds of a schedule alike.
+        reads: reads[p][q] = rows of part q that part p reads; the same on all parts, so that they decide alike.
     """
 
     remote: bool
@@ -44,6 +45,7 @@ class ColumnMap:
     needs: tuple[tuple[int, ...], ...] = ()
     serves: tuple[tuple[Tensor, ...], ...] = ()
     round_chunks: tuple[int, ...] = ()
+    reads: tuple[tuple[int, ...], ...] = ()
 
     @property
     def own_index(self) -> Tensor:
@@ -56,6 +58,15 @@ class ColumnMap:
     def halo_rows(self) -> int:
         """Rows of other parts that this part reads through the column."""
         return sum(map(sum, self.needs))
+
+    @property
+    def most_halo_rows(self) -> int:
+        """Rows of other parts that the part with the largest halo reads; the same on all parts."""
+        return max(map(sum, self.reads), default=0)
+
+    def halo_start(self, peer: int, chunk: int = 0) -> int:
+        """Place of a chunk among the halo rows: those of one peer after the other, in their order."""
+        return sum(map(sum, self.needs[:peer])) + sum(self.needs[peer][:chunk])
 
 
 def chunk_rows(own_rows: int, peer_rows: int) -> int:

@@ -12,7 +12,6 @@ import sympy
 from sarc.codegen.explain import try_emit
 from sarc.ir.edge_program import edge_call
 from sarc.ir.program import Program
-from sarc.ir.schedule import Send
 from sarc.report.describe_program import describe_values, edge_program_json
 from sarc.report.place_graph import place_graph
 from sarc.report.predict import Rates, least_seconds, predict
@@ -139,9 +138,8 @@ def _matrix(compiled: CompiledModule) -> list[dict[str, Any]]:
         table: list[list[int | None]] = [[None] * parts for _ in range(parts)]
         for schedule in schedules:
             table[schedule.rank] = [0] * parts
-            for step in schedule.instructions:
-                if isinstance(step, Send):
-                    table[schedule.rank][step.peer] = (table[schedule.rank][step.peer] or 0) + step.nbytes
+            for _, message in schedule.sends():
+                table[schedule.rank][message.peer] = (table[schedule.rank][message.peer] or 0) + message.nbytes
         found.append({"stage": stage, "bytes": table})
     return found
 
@@ -158,9 +156,8 @@ def _lines(compiled: CompiledModule, runs: Sequence[PartRun]) -> list[dict[str, 
     for stage, schedules in binding.schedules.items():
         lines = {n.name: n.meta.get("loc", "") for n in binding.programs[stage].graph.nodes}
         for schedule in schedules:
-            for step in schedule.instructions:
-                if isinstance(step, Send):
-                    sent[lines[step.call], stage] += step.nbytes
+            for name, message in schedule.sends():
+                sent[lines[name], stage] += message.nbytes
     keys = list(dict.fromkeys([*seconds, *sent]))
     rows = [{"line": line or "(no line)", "stage": stage, "seconds": seconds[line, stage], "sent": sent[line, stage]}
             for line, stage in keys]  # fmt: skip

@@ -120,9 +120,11 @@ def _costs(
         return whole[node.name]
 
     shares = {n.name: _shares(n, state) for n in nodes.values() if n.target is edge_call}
+    exchanges = [i for i in schedule.instructions if isinstance(i, ins.AllToAll)]
+    moved = {i.node: sum(m.nbytes for m in (*i.sends, *i.receives)) for i in exchanges}
     found = []
     for step in schedule.instructions:
-        if isinstance(step, ins.Wait | ins.AllReduce):
+        if isinstance(step, ins.Wait | ins.AllReduce | ins.AllToAll):
             found.append(0.0)
             continue
         spent = least.get(type(step).__name__, 0.0)
@@ -132,6 +134,8 @@ def _costs(
             spent += shares[step.call].get((step.peer, step.chunk), 1.0) * seconds(nodes[step.call])
         elif isinstance(step, ins.Send):
             spent += 2 * step.nbytes / rates.nbytes
+        elif isinstance(step, ins.Finish):
+            spent += 2 * moved[step.node] / rates.nbytes + moved[step.node] / rates.sent
         found.append(spent)
     return found
 
@@ -165,11 +169,11 @@ class _Clock:
         return self.place == len(self.schedule.instructions)
 
     def advance(self, sent: Mapping[tuple[int, int], list[float]]) -> bool:
-        """Run until an all-reduce or a message that is not sent yet; returns whether anything ran."""
+        """Run until a collective or a message that is not sent yet; returns whether anything ran."""
         before = self.place
         while not self.done:
             step = self.schedule.instructions[self.place]
-            if isinstance(step, ins.AllReduce):
+            if isinstance(step, ins.AllReduce | ins.AllToAll):
                 break
             until = self.now + self.costs[self.place]
             if isinstance(step, ins.PostRecv):
@@ -189,7 +193,7 @@ class _Clock:
         return self.place > before
 
     def meet(self, moment: float) -> None:
-        """Take part in the all-reduce that every part has come to."""
+        """Take part in the collective that every part has come to."""
         self._step(moment)
 
     def _step(self, until: float) -> None:

@@ -168,7 +168,7 @@ def _schedule(
     works = {s.rank: map_all(s, bound, cut) for s, bound, cut in zip(states, binding.bound, cuts, strict=True)}
     run_parts(works, host.transport)
     remote = frozenset(c.name for c, t in wanted if states[0].columns[c.name, t].remote)
-    partitioned = compiler.partition(program, remote)
+    partitioned = compiler.partition(program, remote, states[0].columns)
     binding.programs[stage] = partitioned
     kernels = compiler.kernels(partitioned)
     run_parts({s.rank: check_sizes(s, bool(kernels)) for s in states}, host.transport)

@@ -12,10 +12,18 @@ from torch import Tensor
 
 from sarc.errors import ExchangeError
 from sarc.ir import schedule as ins
-from sarc.ir.collective import tuple_of
+from sarc.ir.collective import fetch, tuple_of
 from sarc.ir.dialect import GATHER, REDUCE, UNIFORM, fold_rows, start_value
 from sarc.ir.draws import keyed_uniform
-from sarc.ir.edge_program import EdgeProgram, fetch_layout, new_accumulator, return_layout
+from sarc.ir.edge_program import (
+    ChunkLayout,
+    EdgeProgram,
+    Operand,
+    fetch_layout,
+    new_accumulator,
+    return_layout,
+    whole_layout,
+)
 from sarc.ir.ops import resolve_sizes
 from sarc.ir.program import Program
 from sarc.ir.space import Rows, ValueType, lengths
@@ -25,6 +33,7 @@ from sarc.runtime.memory import Pool, compute_into
 from sarc.runtime.part_state import PartState
 from sarc.runtime.structure import run_local
 from sarc.runtime.transport import AllReduce, Handle, Transport, Wait, Work
+from sarc.runtime.whole_exchange import WholeExchange
 
 
 class Kernel(Protocol):
@@ -89,9 +98,12 @@ class Executor:
         self.env: dict[str, Any] = values
         self.number = run
         self.nodes = {n.name: n for n in program.graph.nodes}
-        self.local, self.total = state.local_sizes(), state.total_sizes()
+        reaches = {s.name: state.reach_rows(s) for s in program.spaces if s.kind == "reach"}
+        self.local, self.total = state.local_sizes() | reaches, state.total_sizes()
         self.chunks: dict[str, Tensor] = {}
         self.messages: dict[str, Handle] = {}
+        self.exchanges: dict[str, WholeExchange] = {}
+        self.narrowed: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self.most_chunks = 0
         self.keys = state.all_keys()
 
@@ -149,11 +161,18 @@ class Executor:
         return run_local(node, env, self.local, self.total)
 
     def _map(self, column: fx.Node, dim) -> ColumnMap:
+        if isinstance(dim, Rows) and self.program.spaces[dim.space].kind == "reach":
+            return self.state.reach(column.name, self.program.spaces[dim.space].parents[0])
         return self.state.columns[column.name, dim.space if isinstance(dim, Rows) else dim]
 
     def _all_reduce(self, step: ins.AllReduce) -> Work:
-        share = self.env[self.nodes[step.node].args[0].name]
-        self.env[step.node] = yield AllReduce(share, step.op)
+        shares = [self.env[self.nodes[name].args[0].name] for name in step.nodes]
+        if len(shares) == 1:
+            self.env[step.node] = yield AllReduce(shares[0], step.op)
+            return
+        total = yield AllReduce(torch.cat([s.reshape(-1) for s in shares]), step.op)
+        for name, share, made in zip(step.nodes, shares, total.split([s.numel() for s in shares]), strict=True):
+            self.env[name] = made.view(share.shape)
 
     def _free(self, step: ins.Free) -> Work:
         for name in step.names:
@@ -196,6 +215,8 @@ class Executor:
         if step.what == "fetch":
             buffer = self._new_chunk(step.buffer, step.nbytes)
             self._pack(step, buffer)
+        for segment, share in self.narrowed.pop(step.buffer, ()):
+            segment.copy_(share)
         buffer = self.chunks[step.buffer]
         if buffer.nbytes != step.nbytes:
             raise ExchangeError(f"{self._what(step.buffer, step.peer)}: {buffer.nbytes} bytes, planned {step.nbytes}")
@@ -209,21 +230,52 @@ class Executor:
 
     def _pack(self, step: ins.Send, buffer: Tensor) -> None:
         node = self.nodes[step.call]
-        edges, values, _ = node.args
-        layout = fetch_layout(edges, [v.meta["type"] for v in values])
+        values, layout = node.args[1], self._fetch_layout(node)
         rows = self._remote_map(node).serves[step.peer][step.chunk]
         for key, segment in layout.segments(buffer, step.rows).items():
             axis = next(a for k, a, _, _ in layout.entries if k == key)
             segment.copy_(self.env[values[key].name].index_select(axis, rows).movedim(axis, 0))
 
+    # --- exchanges with every peer at once
+
+    def _all_to_all(self, step: ins.AllToAll) -> Work:
+        node = self.nodes[step.node]
+        values = [self.env[v.name] for v in node.args[0]]
+        parent = self._parent(node)
+        column = self.state.columns[node.args[1].name, parent]
+        exchange = WholeExchange(whole_layout(node, self.schedule.wire), column, self.local[parent], values, step)
+        self.env[step.node] = [exchange.sent, exchange.received, *values]  # what is alive meanwhile
+        what = f"buffer {step.node} ({step.what}) of part {self.state.rank} ({self.schedule.stage})"
+        self.messages[step.node] = self.transport.all_to_all(
+            self.state.rank, step, exchange.sent, exchange.received, what, self.number
+        )
+        self.exchanges[step.node] = exchange
+        return
+        yield
+
+    def _finish(self, step: ins.Finish) -> Work:
+        yield Wait(self.messages.pop(step.node), step.clock)
+        exchange, node = self.exchanges.pop(step.node), self.nodes[step.node]
+        self.env[step.node] = exchange.tables(self.pool) if node.target is fetch else exchange.fold(node.args[2])
+
+    def _parent(self, node: fx.Node) -> str:
+        """The space whose rows an exchange's column names."""
+        name = node.args[1].name
+        return next(s.parents[0] for s in self.program.spaces if s.kind == "reach" and s.mask == name)
+
     # --- edge calls
+
+    def _fetch_layout(self, node: fx.Node) -> ChunkLayout:
+        edges, values, _ = node.args
+        return fetch_layout(edges, [v.meta["type"] for v in values], self.program.spaces, self.schedule.wire)
 
     def _remote_map(self, node: fx.Node) -> ColumnMap:
         edges, values, columns = node.args
         column = columns[edges.remote].name
         for operand in edges.operands:
             if operand.column == edges.remote:
-                return self.state.columns[column, values[operand.value].meta["type"].dims[operand.axis].space]
+                space = self.program.spaces[values[operand.value].meta["type"].dims[operand.axis].space]
+                return self.state.columns[column, space.parents[0] if space.kind == "reach" else space.name]
         result = next(r for r in edges.results if r.column == edges.remote)
         return self.state.columns[column, result.type.dims[result.axis].space]
 
@@ -256,8 +308,9 @@ class Executor:
         chunk = self._block(node, step)
         fetched: dict[int, Tensor] = {}
         if step.fetched:
-            layout = fetch_layout(edges, [v.meta["type"] for v in values])
-            fetched = layout.table(self.chunks[step.fetched], self._remote_map(node).needs[step.peer][step.chunk])
+            rows = self._remote_map(node).needs[step.peer][step.chunk]
+            found = self._fetch_layout(node).table(self.chunks[step.fetched], rows)
+            fetched = {k: t.to(self.env[values[k].name].dtype) for k, t in found.items()}
         partial = self._new_partial(edges, node, step) if step.partial else {}
         block = self._edge_block(node, chunk)
         if not block.length and not edges.own_columns:
@@ -266,7 +319,13 @@ class Executor:
         tables = []
         for operand in edges.operands:
             far = operand.column is not None and operand.column == remote
-            tables.append(fetched[operand.value] if far else self.env[values[operand.value].name])
+            if far and operand.value in fetched:
+                tables.append(fetched[operand.value])
+                continue
+            table = self.env[values[operand.value].name]
+            if operand.column is not None and operand.column == edges.remote and chunk is not None:
+                table = self._reached(node, operand, table, step)
+            tables.append(table)
         into = [
             partial[k] if r.kind == "reduce" and r.column == remote else whole
             for k, (r, whole) in enumerate(zip(edges.results, self.env[node.name], strict=True))
@@ -279,6 +338,18 @@ class Executor:
             kernel.launch(self._traversals(kernel, block, chunk), tables, into, keys, chunk is None)
         return
         yield
+
+    def _reached(self, node: fx.Node, operand: Operand, table: Tensor, step: ins.RunBlock) -> Tensor:
+        """A block's rows of a table: those of one chunk, or the owned ones, where it has rows of a reach."""
+        assert operand.axis is not None
+        space = self.program.spaces[node.args[1][operand.value].meta["type"].dims[operand.axis].space]
+        if space.kind != "reach":
+            return table
+        column, owned = self._remote_map(node), self.local[space.parents[0]]
+        if step.peer == self.state.rank:
+            return table.narrow(operand.axis, 0, owned)
+        start = owned + column.halo_start(step.peer, step.chunk)
+        return table.narrow(operand.axis, start, column.needs[step.peer][step.chunk])
 
     def _traversals(self, kernel: Kernel, block: EdgeBlock, chunk: Block | None) -> list[object]:
         """The block's edges in each order that the kernel visits them, made once a graph for all who need them."""
@@ -322,27 +393,38 @@ class Executor:
         return next(b for b in column.blocks if b.peer == step.peer and b.chunk == step.chunk)
 
     def _new_partial(self, edges: EdgeProgram, node: fx.Node, step: ins.RunBlock) -> dict[int, Tensor]:
-        layout = return_layout(edges)
+        layout = return_layout(edges, self.schedule.wire)
         rows = self._remote_map(node).needs[step.peer][step.chunk]
         buffer = self._new_chunk(step.partial, rows * layout.row_bytes)
+        found = {}
         for key, segment in layout.segments(buffer, rows).items():
-            segment.fill_(start_value(edges.results[key].fold, segment.dtype))
-        return layout.table(buffer, rows)
+            result = edges.results[key]
+            assert result.axis is not None
+            if segment.dtype != result.type.dtype:  # folded as it is, narrowed when it is sent
+                share = torch.empty(segment.shape, dtype=result.type.dtype)
+                self.narrowed.setdefault(step.partial, []).append((segment, share))
+                segment = share
+            segment.fill_(start_value(result.fold, segment.dtype))
+            found[key] = segment.movedim(0, result.axis)
+        return found
 
     def _combine(self, step: ins.Combine) -> Work:
         node = self.nodes[step.call]
         edges: EdgeProgram = node.args[0]
         rows = self._remote_map(node).serves[step.peer][step.chunk]
-        layout = return_layout(edges)
+        layout = return_layout(edges, self.schedule.wire)
         axes = {key: axis for key, axis, _, _ in layout.entries}
         for key, share in layout.table(self.chunks[step.buffer], rows.numel()).items():
-            fold_rows(self.env[step.call][key], axes[key], rows, share, edges.results[key].fold)
+            into = self.env[step.call][key]
+            fold_rows(into, axes[key], rows, share.to(into.dtype), edges.results[key].fold)
         return
         yield
 
     _STEPS: ClassVar[dict[type, Callable[..., Work]]] = {
         ins.Launch: _launch,
         ins.AllReduce: _all_reduce,
+        ins.AllToAll: _all_to_all,
+        ins.Finish: _finish,
         ins.Begin: _begin,
         ins.PostRecv: _post_recv,
         ins.Send: _send,

@@ -43,6 +43,7 @@ class KnownColumns:
         self._sources: WeakKeyDictionary[ColumnMap, _Source] = WeakKeyDictionary()
         self._traversals: WeakKeyDictionary[ColumnMap, dict[tuple[int, ...], dict[object, object]]]
         self._traversals = WeakKeyDictionary()
+        self._reaches: WeakKeyDictionary[ColumnMap, ColumnMap] = WeakKeyDictionary()
         self._made = 0
         self.without_columns: dict[object, object] = {}  # traversals of row sets in their own order
 
@@ -60,6 +61,17 @@ class KnownColumns:
         self._sources[column] = _Source(self._made, ids, _version(ids), rows)
         self._made += 1
         return column
+
+    def reach(self, column: ColumnMap, owned: int) -> ColumnMap:
+        """A column that reaches other parts, as positions among `owned` rows followed by the halo's; made once."""
+        if column not in self._reaches:
+            index = torch.empty(sum(b.rows.numel() for b in column.blocks), dtype=torch.int64)
+            for k, block in enumerate(column.blocks):
+                start = owned + column.halo_start(block.peer, block.chunk) if k else 0  # the first is the part's own
+                index[block.rows] = block.index + start
+            made = ColumnMap(False, index)
+            self._reaches[column] = self.add(made, index, -1)
+        return self._reaches[column]
 
     def traversals(self, columns: Iterable[ColumnMap]) -> dict[object, object]:
         """The traversals made through some columns (at least one), in this order, as long as all of them live."""

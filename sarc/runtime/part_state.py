@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sarc.errors import GraphError, PartitionError, SarcError
-from sarc.ir.space import Spaces
+from sarc.ir.space import Space, Spaces
 from sarc.partition.columns import Block, ColumnMap, chunk_rows
 from sarc.partition.layout import Part
 from sarc.runtime.known_columns import KnownColumns, common_number
@@ -162,10 +162,23 @@ class PartState:
                 blocks.append(Block(q, c, rows[here], place[here] - c * step))
             asked = requests.get(q)
             serves.append(tuple(self.own_position(asked, target).split(step)) if asked is not None else ())
-        everyone = yield AllGather([len(chunks) for chunks in needs])
+        everyone = yield AllGather(tuple(sum(chunks) for chunks in needs))
         parts = range(self.part.num_parts)
-        rounds = tuple(max(everyone[p][(p - r) % len(parts)] for p in parts) for r in parts)
-        return ColumnMap(True, None, tuple(blocks), tuple(needs), tuple(serves), rounds)
+        chunks = [[-(-everyone[p][q] // chunk_rows(counts[p], counts[q])) for q in parts] for p in parts]
+        rounds = tuple(max(chunks[p][(p - r) % len(parts)] for p in parts) for r in parts)
+        return ColumnMap(True, None, tuple(blocks), tuple(needs), tuple(serves), rounds, tuple(everyone))
+
+    def reach_rows(self, space: Space) -> int:
+        """Rows of a reach space on this part."""
+        (parent,) = space.parents
+        return self.local_sizes()[parent] + self.columns[space.mask, parent].halo_rows
+
+    def reach(self, column: str, parent: str) -> ColumnMap:
+        """The map of a column into the rows of `parent` that this part owns, followed by its halo (see `Space`)."""
+        found = self.columns[column, parent]
+        if not found.remote:
+            return found
+        return self.known.reach(found, self.local_sizes()[parent])
 
 
 def check_range(ids: Tensor, bound: int, where: str) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch.fx as fx
 
-from sarc.ir import schedule as ins
 from sarc.ir.collective import all_reduce
 from sarc.ir.edge_program import EdgeProgram, edge_call, fetch_layout, return_layout
 from sarc.ir.program import Program
@@ -16,6 +15,7 @@ from sarc.ir.space import Rows, ValueType
 from sarc.runtime.binding import Binding
 from sarc.runtime.logs import log
 from sarc.runtime.part_state import PartState
+from sarc.runtime.plan_exchanges import ExchangePlan, plan_exchanges
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class EdgePlan:
         fetched: values whose rows are fetched from other parts.
         returned: number of results whose partial rows are sent back to other parts.
         fetch_row_bytes, return_row_bytes: bytes of one row each way.
-        sent_bytes: payload this process sends for it in one run.
+        sent_bytes: payload this process sends for it, chunk by chunk, in one run.
         stored_bytes: edge rows it leaves whole in memory (base lowering), this process.
         runs: "kernel", "blocks of torch" or "reference"; and why it is no kernel, where one was asked for
             (`sarc.codegen.coverage.Run`).
@@ -59,6 +59,7 @@ class Plan:
         num_parts: P; hosted: those of this process.
         chunk_limit: most chunk buffers alive on a part.
         edges: its edge programs, in order.
+        exchanges: what parts exchange, in order.
         saved: name, type and bytes of each value kept between forward and backward.
         all_reduces: number and payload bytes of one part's all-reduces, by stage.
         work: formulas of the operations and bytes that the whole graph costs, by stage (`sarc.cost.Cost`).
@@ -68,6 +69,7 @@ class Plan:
     hosted: tuple[int, ...]
     chunk_limit: int
     edges: tuple[EdgePlan, ...]
+    exchanges: tuple[ExchangePlan, ...]
     saved: tuple[tuple[str, str, int], ...]
     all_reduces: dict[str, tuple[int, int]]
     work: dict[str, Any]
@@ -75,7 +77,7 @@ class Plan:
     @property
     def sent_bytes(self) -> int:
         """Payload bytes of all point-to-point messages that this process sends."""
-        return sum(e.sent_bytes for e in self.edges)
+        return sum(e.sent_bytes for e in self.exchanges)
 
     @property
     def saved_bytes(self) -> int:
@@ -106,6 +108,7 @@ class Plan:
                 f"  {e.stage:8} @{e.name} over {e.space}: {' + '.join(e.folds)}; {'; '.join(moves)}; "
                 f"sends {e.sent_bytes} B{stored}; runs as {runs}{at}"
             )
+        lines += [f"  {exchange}" for exchange in self.exchanges]
         for name, type_, size in self.saved:
             lines.append(f"  saved    %{name}: {type_}, {size} B")
         for stage, (count, size) in self.all_reduces.items():
@@ -135,12 +138,14 @@ def make_plan(binding: Binding, cost: Callable[[Program], Any], runs: Runs) -> P
     """
     states = binding.order.states
     edges: list[EdgePlan] = []
+    exchanges: list[ExchangePlan] = []
     reduces: dict[str, tuple[int, int]] = {}
     for stage, program in binding.programs.items():
         how = runs(program, binding.kernels[stage])
         for node in program.graph.nodes:
             if node.target is edge_call:
                 edges.append(_edge_plan(stage, node, binding, states, how[node.args[0].name]))
+        exchanges += plan_exchanges(stage, program, binding.schedules[stage], states)
         reduces[stage] = _all_reduces(program)
     saved = []
     forward = binding.programs["forward"]
@@ -153,6 +158,7 @@ def make_plan(binding: Binding, cost: Callable[[Program], Any], runs: Runs) -> P
         tuple(s.rank for s in states),
         first.chunk_limit,
         tuple(edges),
+        tuple(exchanges),
         tuple(saved),
         reduces,
         {stage: cost(program) for stage, program in binding.programs.items()},
@@ -162,10 +168,10 @@ def make_plan(binding: Binding, cost: Callable[[Program], Any], runs: Runs) -> P
 def _edge_plan(stage: str, node: fx.Node, binding: Binding, states, runs: Any) -> EdgePlan:
     program: EdgeProgram = node.args[0]
     values = node.args[1]
-    fetch = fetch_layout(program, [v.meta["type"] for v in values])
-    back = return_layout(program)
-    sends = [i for s in binding.schedules[stage] for i in s.instructions if isinstance(i, ins.Send)]
-    sent = sum(i.nbytes for i in sends if i.call == node.name)
+    schedules = binding.schedules[stage]
+    fetch = fetch_layout(program, [v.meta["type"] for v in values], binding.programs[stage].spaces, schedules[0].wire)
+    back = return_layout(program, schedules[0].wire)
+    sent = sum(m.nbytes for s in schedules for call, m in s.sends() if call == node.name)
     stored = sum(_bytes(r.type, s) for r in program.results if r.kind == "store" for s in states)
     return EdgePlan(
         stage,

@@ -14,6 +14,7 @@ TRACKS = {RUNS: "programs", COMPUTE: "compute", EXCHANGE: "exchange"}
 LANES = {
     "Launch": COMPUTE, "Begin": COMPUTE, "RunBlock": COMPUTE, "Combine": COMPUTE, "Free": COMPUTE,
     "PostRecv": EXCHANGE, "Send": EXCHANGE, "Wait": EXCHANGE, "AllReduce": EXCHANGE,
+    "AllToAll": EXCHANGE, "Finish": EXCHANGE,
 }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sarc.errors import ExchangeError
+from sarc.ir.schedule import AllToAll
 from sarc.runtime.logs import log
 
 
@@ -100,6 +101,25 @@ class _Sent:
         self.work = None
 
 
+class _All:
+    """Several messages as one."""
+
+    def __init__(self, handles: Sequence[Handle]):
+        self.handles = handles
+
+    def done(self) -> bool:
+        return all(handle.done() for handle in self.handles)
+
+    def elsewhere(self) -> list[Handle]:
+        """The messages of other processes that are still on their way."""
+        return [h for h in self.handles if isinstance(h, _Sent) and not h.done()]
+
+    def block(self) -> None:
+        """Wait for the messages of other processes; without any, this process's own will never come."""
+        for handle in self.elsewhere() or self.handles:
+            handle.block()
+
+
 _LARGEST_TAG = 2**30
 
 
@@ -125,6 +145,7 @@ class Transport:
         self.group = group
         self.rank = dist.get_rank(group) if process_of is not None else 0
         self.distributed = process_of is not None
+        self.one_part_each = process_of is not None and list(process_of) == list(range(num_parts))
         self.sent_bytes = 0
         self.sent_messages = 0
         self.all_reduce_bytes = 0
@@ -159,6 +180,36 @@ class Transport:
             return message
         work = dist.irecv(buffer, self.process_of[src], self.group, self._tag(src, dst, run))
         return _Sent(work, f"receive {what}")
+
+    def all_to_all(
+        self, part: int, step: AllToAll, sent: Tensor, received: Tensor, what: str, run: int = 0
+    ) -> Handle:
+        """Post the messages of `step`, one after the other in `sent` and `received` uint8 [bytes], of a hosted part.
+
+        With one part a process they travel in one all-to-all of the process group, otherwise each for itself. Every
+        part calls it, in the same order.
+        """
+        if not self.one_part_each:
+            handles, start = [], 0
+            for m in step.receives:
+                buffer = received[start : start + m.nbytes]
+                handles.append(self.receive(m.peer, part, buffer, f"{what} from part {m.peer}", run))
+                start += m.nbytes
+            start = 0
+            for m in step.sends:
+                buffer = sent[start : start + m.nbytes]
+                handles.append(self.send(part, m.peer, buffer, f"{what} to part {m.peer}", run))
+                start += m.nbytes
+            return _All(handles)
+        self.sent_bytes += sent.nbytes
+        self.sent_messages += len(step.sends)
+        log("exchange", lambda: f"run {run}: all-to-all, sends {sent.nbytes} B, receives {received.nbytes} B: {what}")
+        out, back = [0] * self.num_parts, [0] * self.num_parts
+        for messages, sizes in ((step.sends, out), (step.receives, back)):
+            for m in messages:
+                sizes[m.peer] = m.nbytes
+        work = dist.all_to_all_single(received, sent, back, out, self.group, async_op=True)
+        return _Sent(work, what)
 
     def _tag(self, src: int, dst: int, run: int) -> int:
         """gloo matches by tag, and a buffer of the wrong size aborts the process: a rank in another run times out."""
@@ -310,14 +361,19 @@ def run_parts(works: Mapping[int, Work], transport: Transport) -> dict[int, Any]
                 del pending[part]
             continue
         if waits:
-            remote = [p for p in waits if isinstance(waits[p].handle, _Sent)]
+            remote = [p for p in waits if _is_elsewhere(waits[p].handle)]
             part = min(remote or waits, key=lambda p: waits[p].clock)
             waits[part].handle.block()
-            del pending[part]
+            if waits[part].handle.done():
+                del pending[part]
             continue
         answers.update(_answer(pending, results, transport))
         pending.clear()
     return results
+
+
+def _is_elsewhere(handle: Handle) -> bool:
+    return isinstance(handle, _Sent) or (isinstance(handle, _All) and bool(handle.elsewhere()))
 
 
 def _answer(pending: dict[int, Request], results: dict[int, Any], transport: Transport) -> dict[int, Any]:

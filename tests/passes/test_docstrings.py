@@ -33,6 +33,7 @@ from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
 from sarc.passes.joint.simplify import Simplify
 from sarc.passes.joint.split import split
 from sarc.passes.partitioned.build_schedule import build_schedule
+from sarc.passes.partitioned.exchange_whole import ExchangeWhole
 from sarc.passes.partitioned.fuse_rows import FuseRows
 from sarc.passes.partitioned.merge_row_phases import MergeRowPhases
 from sarc.passes.partitioned.partition_program import PartitionProgram
@@ -97,6 +98,7 @@ ON_PROGRAM: dict[str, Callable[[Program], tuple[Program, ...]]] = {
     "sarc.passes.joint.split": split,
     "sarc.passes.joint.fuse_edge_programs": lambda p: (FuseEdgePrograms().run(p),),
     "sarc.passes.partitioned.partition_program": lambda p: (PartitionProgram(frozenset({"src"})).run(p),),
+    "sarc.passes.partitioned.exchange_whole": lambda p: (ExchangeWhole(lambda c: (c.fetched, True)).run(p),),
     "sarc.passes.partitioned.merge_row_phases": lambda p: (MergeRowPhases(has_kernel).run(p),),
     "sarc.passes.partitioned.fuse_rows": lambda p: (FuseRows(has_kernel).run(p),),
 }

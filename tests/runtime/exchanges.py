@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch_geometric.nn import GATConv, GATv2Conv, GCNConv, SAGEConv, TransformerConv
 
-from sarc.ir.schedule import PostRecv, Schedule, Send
+from sarc.ir.schedule import Message, Schedule
 from sarc.runtime.executor import Executor
 from sarc.runtime.transport import Transport
 
@@ -65,12 +65,11 @@ def schedules(compiled, stage: str, num_parts: int) -> list[Schedule]:
     return [compiled.schedule(rank, stage) for rank in range(num_parts)]
 
 
-def messages(schedule: Schedule, kind: type) -> dict[int, list[int]]:
-    """Bytes of every Send or PostRecv by peer, in order."""
+def messages(moves: list[tuple[str, Message]]) -> dict[int, list[int]]:
+    """Bytes of every message by peer, in order, of what a schedule sends or receives."""
     found: dict[int, list[int]] = defaultdict(list)
-    for instruction in schedule.instructions:
-        if isinstance(instruction, Send | PostRecv) and isinstance(instruction, kind):
-            found[instruction.peer].append(instruction.nbytes)
+    for _, message in moves:
+        found[message.peer].append(message.nbytes)
     return dict(found)
 
 

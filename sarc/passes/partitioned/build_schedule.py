@@ -37,33 +37,47 @@ It does nothing about an edge program whose rows are all owned: it is one block 
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Mapping, Sequence
 
+import torch
 import torch.fx as fx
 
-from sarc.ir.collective import all_reduce
+from sarc.ir.collective import all_reduce, fetch, give_back
 from sarc.ir.dialect import GATHER, REDUCE
-from sarc.ir.edge_program import EdgeProgram, edge_call, fetch_layout, return_layout
+from sarc.ir.edge_program import EdgeProgram, edge_call, fetch_layout, return_layout, whole_layout
 from sarc.ir.program import Program
 from sarc.ir.schedule import (
     AllReduce,
+    AllToAll,
     Begin,
     Combine,
+    Finish,
     Free,
     Instruction,
     Launch,
+    Message,
     PostRecv,
     RunBlock,
     Schedule,
     Send,
     Wait,
 )
-from sarc.ir.space import Rows
+from sarc.ir.space import Rows, Spaces
 from sarc.partition.columns import ColumnMap
+
+# An all-reduce of several values packs no more than this.
+_BUCKET_BYTES = 16 << 20
 
 
 def build_schedule(
-    program: Program, rank: int, num_parts: int, columns: Mapping[tuple[str, str | int], ColumnMap], prefetch: int
+    program: Program,
+    rank: int,
+    num_parts: int,
+    columns: Mapping[tuple[str, str | int], ColumnMap],
+    prefetch: int,
+    wire: torch.dtype | None = None,
 ) -> Schedule:
     """The schedule of part `rank`.
 
@@ -71,23 +85,89 @@ def build_schedule(
         program: a partitioned program.
         columns: map of each column, by (value name, target space).
         prefetch: chunks posted ahead of the one in use.
+        wire: dtype of wider floating-point numbers on the way; None: their own.
     """
     instructions: list[Instruction] = []
     last_use = _last_uses(program)
+    waiting: dict[fx.Node, list[fx.Node]] = {}  # exchanges on their way, and what is read of each
+    shares: dict[tuple[str, object], list[fx.Node]] = {}  # contractions that wait for company
     calls = 0
+
+    def free(node: fx.Node) -> None:
+        if last_use.get(node):
+            instructions.append(Free(tuple(n.name for n in last_use[node])))
+
+    def finish(exchange: fx.Node) -> None:
+        instructions.append(Finish(exchange.name, (calls, 0, 0, 0)))
+        for read in waiting.pop(exchange):
+            instructions.append(Launch(read.name))
+            free(read)
+
+    def complete(key: tuple[str, object]) -> None:
+        for bucket in _buckets(shares.pop(key)):
+            instructions.append(AllReduce(tuple(n.name for n in bucket), key[0]))
+            for node in bucket:
+                free(node)
+
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue
-        if node.target is edge_call:
-            instructions += _edge_call(node, rank, num_parts, columns, prefetch, calls)
-            calls += 1
-        elif node.target is all_reduce:
-            instructions += [AllReduce(node.name, node.args[1])]
+        if node.target is operator.getitem and node.args[0] in waiting:
+            waiting[node.args[0]].append(node)
+            continue
+        needed = node.all_input_nodes
+        for exchange in [e for e, reads in waiting.items() if any(n in reads for n in needed)]:
+            finish(exchange)
+        for key in [k for k, nodes in shares.items() if any(n in nodes for n in needed)]:
+            complete(key)
+        if node.target is all_reduce:
+            shares.setdefault((node.args[1], node.meta["type"].dtype), []).append(node)
+            continue
+        if node.target in (fetch, give_back):
+            instructions.append(_all_to_all(node, rank, columns, program, wire))
+            waiting[node] = []
+        elif node.target is edge_call:
+            instructions += _edge_call(node, rank, num_parts, columns, prefetch, calls, program.spaces, wire)
         else:
             instructions.append(Launch(node.name))
-        if last_use.get(node):
-            instructions.append(Free(tuple(n.name for n in last_use[node])))
-    return Schedule(rank, program.stage, tuple(instructions), 2 * (1 + prefetch))
+        calls += node.target in (edge_call, fetch, give_back)
+        free(node)
+    for exchange in list(waiting):
+        finish(exchange)
+    for key in list(shares):
+        complete(key)
+    return Schedule(rank, program.stage, tuple(instructions), 2 * (1 + prefetch), wire)
+
+
+def _buckets(nodes: list[fx.Node]) -> list[list[fx.Node]]:
+    """All-reduces in messages of at most `_BUCKET_BYTES`, as far as one fits."""
+    found: list[list[fx.Node]] = []
+    room = 0
+    for node in nodes:
+        type_ = node.meta["type"]
+        nbytes = math.prod(type_.dims) * type_.dtype.itemsize
+        if not found or nbytes > room:
+            found.append([])
+            room = _BUCKET_BYTES
+        found[-1].append(node)
+        room -= nbytes
+    return found
+
+
+def _all_to_all(
+    node: fx.Node, p: int, columns: Mapping[tuple[str, str | int], ColumnMap], program: Program,
+    wire: torch.dtype | None,
+) -> AllToAll:
+    """The exchange of a fetch or a give-back on part p; peers in order."""
+    parent = next(s.parents[0] for s in program.spaces if s.kind == "reach" and s.mask == node.args[1].name)
+    column = columns[node.args[1].name, parent]
+    layout = whole_layout(node, wire)
+    reads = tuple(Message(q, n, layout.message_bytes(n)) for q, n in enumerate(map(sum, column.needs)) if n)
+    serves = [(q, sum(c.numel() for c in chunks)) for q, chunks in enumerate(column.serves)]
+    owes = tuple(Message(q, n, layout.message_bytes(n)) for q, n in serves if n)
+    if node.target is fetch:
+        return AllToAll(node.name, "fetch", owes, reads)
+    return AllToAll(node.name, "return", reads, owes)
 
 
 def column_targets(program: Program) -> list[tuple[fx.Node, str | int]]:
@@ -134,16 +214,17 @@ def _last_uses(program: Program) -> dict[fx.Node, list[fx.Node]]:
 
 
 def _edge_call(
-    node: fx.Node, p: int, num_parts: int, columns: Mapping[tuple[str, str | int], ColumnMap], prefetch: int, call: int
+    node: fx.Node, p: int, num_parts: int, columns: Mapping[tuple[str, str | int], ColumnMap], prefetch: int, call: int,
+    spaces: Spaces, wire: torch.dtype | None,
 ) -> list[Instruction]:
     """Instructions of one edge call on part p."""
     edges, values, names = node.args
     out: list[Instruction] = [Begin(node.name)]
     if edges.remote is None:
         return [*out, RunBlock(node.name, p, 0)]
-    fetch = fetch_layout(edges, [v.meta["type"] for v in values]).row_bytes
-    back = return_layout(edges).row_bytes
-    target = _remote_target(edges, values)
+    fetched = fetch_layout(edges, [v.meta["type"] for v in values], spaces, wire).row_bytes
+    back = return_layout(edges, wire).row_bytes
+    target = _remote_target(edges, values, spaces)
     column = columns[names[edges.remote].name, target]
     if not column.remote:
         return [*out, RunBlock(node.name, p, 0)]
@@ -154,13 +235,13 @@ def _edge_call(
         return f"{name}.{direction}{r}.{c}"
 
     def post_fetch(k: int) -> None:
-        if not fetch or k >= len(rounds):
+        if not fetched or k >= len(rounds):
             return
         r, c, source, dest, incoming, outgoing = rounds[k]
         if incoming:
-            out.append(PostRecv(tag("in", r, c), name, source, incoming, incoming * fetch))
+            out.append(PostRecv(tag("in", r, c), name, source, incoming, incoming * fetched))
         if outgoing:
-            out.append(Send(tag("out", r, c), name, dest, c, outgoing, outgoing * fetch, "fetch"))
+            out.append(Send(tag("out", r, c), name, dest, c, outgoing, outgoing * fetched, "fetch"))
 
     def finish_return(k: int) -> None:
         r, c, _, dest, incoming, outgoing = rounds[k]
@@ -176,10 +257,10 @@ def _edge_call(
     out.append(RunBlock(name, p, 0))
     for k, (r, c, source, dest, incoming, outgoing) in enumerate(rounds):
         received, partial = "", ""
-        if fetch and incoming:
+        if fetched and incoming:
             received = tag("in", r, c)
             out.append(Wait(received, (call, r, c, 0)))
-        if fetch and outgoing:
+        if fetched and outgoing:
             out.extend([Wait(tag("out", r, c), (call, r, c, 0)), Free((tag("out", r, c),))])
         if back and incoming:
             partial = tag("sum_out", r, c)
@@ -193,21 +274,24 @@ def _edge_call(
             out.append(PostRecv(tag("sum_in", r, c), name, dest, outgoing, outgoing * back))
         # With rows fetched as well, the returns of a round end before the next fetch is posted: the number of chunks
         # alive stays within 2 (1 + prefetch).
-        if back and fetch:
+        if back and fetched:
             finish_return(k)
         elif back and k >= prefetch:
             finish_return(k - prefetch)
         post_fetch(k + 1 + prefetch)
-    if back and not fetch:
+    if back and not fetched:
         for k in range(max(0, len(rounds) - prefetch), len(rounds)):
             finish_return(k)
     return out
 
 
-def _remote_target(edges: EdgeProgram, values: Sequence[fx.Node]) -> str | int:
+def _remote_target(edges: EdgeProgram, values: Sequence[fx.Node], spaces: Spaces) -> str | int:
     for operand in edges.operands:
         if operand.column == edges.remote and operand.axis is not None:
-            return _space(values[operand.value], operand.axis)
+            space = _space(values[operand.value], operand.axis)
+            if isinstance(space, str) and spaces[space].kind == "reach":
+                return spaces[space].parents[0]
+            return space
     result = next(r for r in edges.results if r.column == edges.remote)
     assert result.axis is not None
     dim = result.type.dims[result.axis]

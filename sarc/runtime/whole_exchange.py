@@ -1,0 +1,81 @@
+"""WholeExchange: the halo rows of some values on their way, from or to every peer at once.
+
+A *table* has the rows that a part reaches through a column: its own first, then those of each peer in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sarc.ir.dialect import fold_rows
+from sarc.ir.edge_program import ChunkLayout
+from sarc.ir.schedule import AllToAll, Message
+from sarc.partition.columns import ColumnMap
+from sarc.runtime.memory import Pool
+
+
+class WholeExchange:
+    """One exchange of a part: packed when it is made, read when its messages are there.
+
+    Args:
+        layout: of a message; its keys are places of `values`.
+        column: through which the rows are reached.
+        owned: number of the part's own rows.
+        values: what is fetched, [owned rows]; or the folds to give back, tables.
+        step: the messages.
+    """
+
+    def __init__(self, layout: ChunkLayout, column: ColumnMap, owned: int, values: Sequence[Tensor], step: AllToAll):
+        self.layout, self.column, self.owned, self.values, self.step = layout, column, owned, values, step
+        self.sent = torch.empty(sum(m.nbytes for m in step.sends), dtype=torch.uint8)
+        self.received = torch.empty(sum(m.nbytes for m in step.receives), dtype=torch.uint8)
+        axes = {key: axis for key, axis, _, _ in layout.entries}
+        for message, segments in self._segments(step.sends, self.sent):
+            for key, segment in segments.items():
+                rows = self._rows_of(values[key], axes[key], message.peer)
+                segment.copy_(rows.movedim(axes[key], 0))
+
+    def _segments(self, messages: Sequence[Message], buffer: Tensor):
+        start = 0
+        for message in messages:
+            yield message, self.layout.segments(buffer[start : start + message.nbytes], message.rows)
+            start += message.nbytes
+
+    def _rows_of(self, value: Tensor, axis: int, peer: int) -> Tensor:
+        """Of a fetch, the owned rows that a peer reads; of a give-back, the rows of the table that it owns."""
+        if self.step.what == "fetch":
+            return value.index_select(axis, torch.cat(self.column.serves[peer]))
+        return value.narrow(axis, self.owned + self.column.halo_start(peer), sum(self.column.needs[peer]))
+
+    def tables(self, pool: Pool) -> tuple[Tensor, ...]:
+        """A fetch's values with the halo behind the owned rows."""
+        found: list[Tensor] = []
+        for key, value in enumerate(self.values):
+            axis = self._axis(key)
+            shape = list(value.shape)
+            shape[axis] = self.owned + self.column.halo_rows
+            table = pool.empty(shape, value.dtype)
+            table.narrow(axis, 0, self.owned).copy_(value)
+            found.append(table)
+        for message, segments in self._segments(self.step.receives, self.received):
+            start = self.owned + self.column.halo_start(message.peer)
+            for key, segment in segments.items():
+                axis = self._axis(key)
+                found[key].narrow(axis, start, message.rows).copy_(segment.movedim(0, axis))
+        return tuple(found)
+
+    def fold(self, folds: Sequence[str]) -> tuple[Tensor, ...]:
+        """Folds of the owned rows: this part's share, in the memory of its tables, with what the peers return."""
+        found = [v.narrow(self._axis(k), 0, self.owned) for k, v in enumerate(self.values)]
+        for message, segments in self._segments(self.step.receives, self.received):
+            rows = torch.cat(self.column.serves[message.peer])
+            for key, segment in segments.items():
+                axis, into = self._axis(key), found[key]
+                fold_rows(into, axis, rows, segment.movedim(0, axis).to(into.dtype), folds[key])
+        return tuple(v.contiguous() for v in found)
+
+    def _axis(self, key: int) -> int:
+        return next(axis for k, axis, _, _ in self.layout.entries if k == key)
