@@ -71,17 +71,21 @@ def _about_a_model(command: Callable[..., None]) -> Callable[..., None]:
             "--space", "spaces", multiple=True, metavar="NAME=N|E|none", help="Whose rows an argument holds."
         ),
         click.option("--prefetch", default=1, show_default=True, type=click.IntRange(0), help="Chunks posted ahead."),
+        click.option(
+            "--exchange", default="auto", show_default=True, type=click.Choice(["auto", "ring", "whole", "sar"]),
+            help="How rows travel between parts.",
+        ),
     ]  # fmt: skip
 
     def run(
         model: str, specs: tuple[str, ...], data: str, nodes: int, parts: int, method: str | None, evaluation: bool,
-        spaces: tuple[str, ...], prefetch: int, backend: str = "reference", **rest: Any,
+        spaces: tuple[str, ...], prefetch: int, exchange: str, backend: str = "reference", **rest: Any,
     ) -> None:  # fmt: skip
         from sarc.commands.run_model import Wanted
 
         named = dict(_space(s) for s in spaces)
         training = not evaluation
-        command(Wanted(model, specs, data, nodes, parts, method, backend, training, prefetch, named), **rest)
+        command(Wanted(model, specs, data, nodes, parts, method, backend, training, prefetch, named, exchange), **rest)
 
     run.__doc__, run.__name__ = command.__doc__, command.__name__
     run.__click_params__ = list(getattr(command, "__click_params__", []))  # type: ignore[attr-defined]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from sarc.commands.find_passes import find_passes
@@ -112,6 +113,6 @@ def _dump_schedules(session: Session, format_: str, stage: str | None) -> None:
         return
     documents: list[dict[str, Any]] = []
     for schedule in schedules:
-        steps = [{"instruction": type(i).__name__, **vars(i)} for i in schedule.instructions]
+        steps = [{"instruction": type(i).__name__, **asdict(i)} for i in schedule.instructions]
         documents.append({"part": schedule.rank, "stage": schedule.stage, "instructions": steps})
     write_json(documents)

@@ -11,6 +11,8 @@ from sarc.runtime.profile import PartRun, Profile, profile
 
 _EDGES = ("direction", "edge program", "over", "folds", "fetches", "row B", "returns", "row B ", "sends B", "stores B",
           "line")  # fmt: skip
+_EXCHANGES = ("direction", "exchange", "of", "row B", "how", "sends B", "messages", "holds B", "ring ms", "whole ms",
+              "line")  # fmt: skip
 _SAVED = ("saved value", "type", "bytes")
 _MEMORY = ("part", "direction", "peak B", *CATEGORIES)
 _CHECK = ("what", "predicted", "measured")
@@ -31,6 +33,13 @@ def plan(session: Session, run: bool, as_json: bool) -> None:
         )
         for e in made.edges
     ]  # fmt: skip
+    exchanges = [
+        (
+            e.stage, f"{e.what} %{e.node}", ", ".join(e.names), e.row_bytes, e.how, e.sent_bytes, e.messages,
+            e.held_bytes, round(1e3 * e.ring_seconds, 3), round(1e3 * e.whole_seconds, 3), e.loc,
+        )
+        for e in made.exchanges
+    ]  # fmt: skip
     reduces = [(stage, count, size) for stage, (count, size) in made.all_reduces.items()]
     work = [(stage, str(cost.flops), str(cost.nbytes)) for stage, cost in made.work.items()]
     document: dict[str, Any] = {
@@ -39,6 +48,7 @@ def plan(session: Session, run: bool, as_json: bool) -> None:
         "saved_bytes": made.saved_bytes,
         "chunk_limit": made.chunk_limit,
         "edge_programs": [{k.strip(): v for k, v in zip(_KEYS, row, strict=True)} for row in edges],
+        "exchanges": as_records(_EXCHANGES, exchanges),
         "saved": as_records(_SAVED, made.saved),
         "all_reduces": as_records(("direction", "count", "bytes a part"), reduces),
         "work_of_the_whole_graph": as_records(("direction", "operations", "bytes moved"), work),
@@ -56,6 +66,7 @@ def plan(session: Session, run: bool, as_json: bool) -> None:
         f"between forward and backward, at most {made.chunk_limit} chunks alive on a part"
     )
     write_table(title, _EDGES, edges, "bytes of all parts together, one forward and one backward")
+    write_table("exchanges", _EXCHANGES, exchanges, "holds B: most on one part; ms: predicted, for either way")
     write_table("kept between forward and backward", _SAVED, made.saved)
     write_table("all-reduces", ("direction", "count", "bytes a part"), reduces)
     write_table("work, whole graph", ("direction", "operations", "bytes moved"), work)

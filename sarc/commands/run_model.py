@@ -16,6 +16,7 @@ from sarc.commands.find_model import Found, find_model
 from sarc.commands.make_inputs import GENERATED, Inputs, make_inputs
 from sarc.compiler import Pipeline
 from sarc.frontends.check_options import check_options
+from sarc.ir.exchange import ExchangeOptions
 from sarc.ir.print import format_program
 from sarc.ir.program import Program
 from sarc.partition import Partitions, partition
@@ -34,7 +35,7 @@ class Wanted:
         parts, method: how it is cut.
         backend: as for `sarc.compile`.
         training: train mode with gradients, or eval mode without.
-        prefetch, spaces: as for `sarc.compile`.
+        prefetch, spaces, exchange: as for `sarc.compile`.
     """
 
     model: str
@@ -47,6 +48,7 @@ class Wanted:
     training: bool = True
     prefetch: int = 1
     spaces: Mapping[str, str | None] = field(default_factory=dict)
+    exchange: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def start(wanted: Wanted) -> Session:
     compiled = CompiledModule(
         found.model,
         partitions,
-        Pipeline(wanted.backend, observe),
+        Pipeline(wanted.backend, observe, ExchangeOptions(wanted.exchange)),
         spaces=wanted.spaces,
         prefetch=wanted.prefetch,
         seed=0,

@@ -28,8 +28,10 @@ aten, prims, sarc = torch.ops.aten, torch.ops.prims, torch.ops.sarc
 
 def format_python(program: Program) -> str:
     """The text of a Python module that defines `STAGE(inputs, sizes)`, and one function an edge program."""
-    sizes = sorted({str(s) for space in program.spaces for s in program.spaces.sizes[space.name].free_symbols})
+    given = [s for s in program.spaces if s.kind != "reach"]
+    sizes = sorted({str(s) for space in given for s in program.spaces.sizes[space.name].free_symbols})
     sums = [f"    {s.name} = {program.spaces.sizes[s.name]}" for s in program.spaces if s.kind == "concat"]
+    sums += [f"    {s.name} = {s.parents[0]}" for s in program.spaces if s.kind == "reach"]
     sections = [_HEAD]
     for node in program.graph.nodes:
         if node.target is edge_call:
@@ -61,7 +63,8 @@ def _call(node: fx.Node, sizes: list[str]) -> str:
         edges, values, columns = node.args
         given = [f"[{', '.join(v.name for v in values)}]", f"[{', '.join(c.name for c in columns)}]"]
         return f"{edges.name}({', '.join([*given, *(f'{s}={s}' for s in sizes)])})"
-    if node.target in (all_reduce, fetch, give_back, tuple_of):  # one process holds the whole graph: nothing to complete
+    # one process holds the whole graph: nothing to complete
+    if node.target in (all_reduce, fetch, give_back, tuple_of):
         return _operand(node.args[0])
     args = [*map(_operand, node.args), *(f"{k}={_operand(v)}" for k, v in node.kwargs.items())]
     target: Any = node.target

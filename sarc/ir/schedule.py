@@ -55,6 +55,10 @@ class AllToAll:
     sends: tuple[Message, ...]
     receives: tuple[Message, ...]
 
+    @property
+    def buffer(self) -> str:
+        return self.node
+
     def __str__(self) -> str:
         out, back = (sum(m.nbytes for m in messages) for messages in (self.sends, self.receives))
         return f"all_to_all %{self.node} sends {out} B, receives {back} B ({self.what})"
@@ -66,6 +70,10 @@ class Finish:
 
     node: str
     clock: tuple[int, ...]
+
+    @property
+    def buffer(self) -> str:
+        return self.node
 
     def __str__(self) -> str:
         return f"finish     %{self.node}"

@@ -231,8 +231,10 @@ class Spaces:
         for space in self.table.values():
             if space.kind == "reach" and (space.parents, space.mask) == ((parent,), column):
                 return space
-        taken = sum(space.kind == "reach" for space in self.table.values())
-        return self.add(Space(f"R{taken}", "reach", (parent,), column))
+        name = f"R_{column.removeprefix('bound_')}"  # every stage has the same name for it
+        while name in self.table:
+            name += "_"
+        return self.add(Space(name, "reach", (parent,), column))
 
     def of_number(self, number: int) -> Dim:
         """The dimension that a surrogate length stands for: `k * surrogate(space)` is k rows of it, else static."""

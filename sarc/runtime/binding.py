@@ -18,6 +18,7 @@ from sarc.ir.call import location
 from sarc.ir.program import Input, Program
 from sarc.ir.schedule import Schedule
 from sarc.ir.space import ValueType
+from sarc.runtime.check_messages import check_messages
 from sarc.runtime.executor import Kernel
 from sarc.runtime.host import Host
 from sarc.runtime.known_columns import KnownColumns
@@ -169,6 +170,11 @@ def _schedule(
     run_parts(works, host.transport)
     remote = frozenset(c.name for c, t in wanted if states[0].columns[c.name, t].remote)
     partitioned = compiler.partition(program, remote, states[0].columns)
+    for state in states:
+        state.spaces = partitioned.spaces.copy()
+        for space in partitioned.spaces:
+            if space.kind == "reach":
+                state.add_reach(space)
     binding.programs[stage] = partitioned
     kernels = compiler.kernels(partitioned)
     run_parts({s.rank: check_sizes(s, bool(kernels)) for s in states}, host.transport)
@@ -176,6 +182,7 @@ def _schedule(
     binding.schedules[stage] = [
         compiler.schedule(partitioned, s.rank, s.part.num_parts, s.columns, prefetch) for s in states
     ]
+    run_parts({s.rank: check_messages(s) for s in binding.schedules[stage]}, host.transport)
 
 
 def check_sizes(state: PartState, has_kernels: bool) -> Work:

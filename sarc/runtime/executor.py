@@ -98,8 +98,7 @@ class Executor:
         self.env: dict[str, Any] = values
         self.number = run
         self.nodes = {n.name: n for n in program.graph.nodes}
-        reaches = {s.name: state.reach_rows(s) for s in program.spaces if s.kind == "reach"}
-        self.local, self.total = state.local_sizes() | reaches, state.total_sizes()
+        self.local, self.total = state.sizes_of(program.spaces)
         self.chunks: dict[str, Tensor] = {}
         self.messages: dict[str, Handle] = {}
         self.exchanges: dict[str, WholeExchange] = {}
@@ -245,7 +244,11 @@ class Executor:
         column = self.state.columns[node.args[1].name, parent]
         exchange = WholeExchange(whole_layout(node, self.schedule.wire), column, self.local[parent], values, step)
         self.env[step.node] = [exchange.sent, exchange.received, *values]  # what is alive meanwhile
-        what = f"buffer {step.node} ({step.what}) of part {self.state.rank} ({self.schedule.stage})"
+        at = f"part {self.state.rank} ({self.schedule.stage})"
+        what = f"buffer {step.node} ({step.what}), the round of all peers, of {at}"
+        planned = sum(m.nbytes for m in step.sends)
+        if exchange.sent.nbytes != planned:
+            raise ExchangeError(f"{what}: {exchange.sent.nbytes} bytes, planned {planned}")
         self.messages[step.node] = self.transport.all_to_all(
             self.state.rank, step, exchange.sent, exchange.received, what, self.number
         )

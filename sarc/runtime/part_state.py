@@ -51,6 +51,10 @@ class PartState:
     def total_sizes(self) -> dict[str, int]:
         return self.spaces.numbers(self.total)
 
+    def sizes_of(self, spaces: Spaces) -> tuple[dict[str, int], dict[str, int]]:
+        """Rows of a partitioned program's spaces on this part, and in the whole graph."""
+        return spaces.numbers(self.local), spaces.numbers(self.total)
+
     def row_keys(self, name: str) -> Tensor:
         """int64 ids of the rows of a space; those of a concat follow those of its earlier parts."""
         if name not in self.keys:
@@ -63,7 +67,8 @@ class PartState:
         return self.keys[name]
 
     def all_keys(self) -> dict[str, Tensor]:
-        return {s.name: self.row_keys(s.name) for s in self.spaces if s.kind != "filter" or s.name in self.keys}
+        known = (s for s in self.spaces if s.kind not in ("filter", "reach") or s.name in self.keys)
+        return {s.name: self.row_keys(s.name) for s in known}
 
     def key_bound(self, name: str) -> int:
         """Ids of the rows of a space are below this number, on every part."""
@@ -168,10 +173,12 @@ class PartState:
         rounds = tuple(max(chunks[p][(p - r) % len(parts)] for p in parts) for r in parts)
         return ColumnMap(True, None, tuple(blocks), tuple(needs), tuple(serves), rounds, tuple(everyone))
 
-    def reach_rows(self, space: Space) -> int:
-        """Rows of a reach space on this part."""
+    def add_reach(self, space: Space) -> None:
+        """Enter the rows that this part reaches through a column that is mapped: its own, then its halo."""
         (parent,) = space.parents
-        return self.local_sizes()[parent] + self.columns[space.mask, parent].halo_rows
+        column = self.columns[space.mask, parent]
+        self.local[space.name] = self.local_sizes()[parent] + column.halo_rows
+        self.total[space.name] = self.total_sizes()[parent] + sum(map(sum, column.reads))
 
     def reach(self, column: str, parent: str) -> ColumnMap:
         """The map of a column into the rows of `parent` that this part owns, followed by its halo (see `Space`)."""

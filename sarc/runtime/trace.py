@@ -72,9 +72,9 @@ def _run_events(run: Run, zero: float) -> list[dict[str, Any]]:
             "ph": "X", "name": run.names[k], "cat": kind, "pid": run.rank, "tid": LANES[kind], "ts": at,
             "dur": round(until - at, 3), "args": {"value": run.values[k], "line": run.lines[k], "run": run.number},
         })  # fmt: skip
-        if kind in ("PostRecv", "Send"):
+        if kind in ("PostRecv", "Send", "AllToAll"):
             posted[run.buffers[k]] = k
-        elif kind == "Wait" and run.buffers[k] in posted:
+        elif kind in ("Wait", "Finish") and run.buffers[k] in posted:
             began = posted.pop(run.buffers[k])
             message = {"cat": "message", "name": run.names[began], "pid": run.rank, "tid": EXCHANGE}
             message["id"] = f"{run.rank}.{run.number}.{run.buffers[k]}"

@@ -8,6 +8,7 @@ process under torchrun, and on several parts a process.
 from __future__ import annotations
 
 import re
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,6 +100,48 @@ class _Sent:
                 f"another program: look at its output, then start all ranks again"
             ) from error
         self.work = None
+
+
+class _AllToAll(_Sent):
+    """An all-to-all of a process group. What fails it does not say whose fault it is: the ranks call the roll."""
+
+    def __init__(self, work: dist.Work, what: str, group: dist.ProcessGroup | None):
+        super().__init__(work, what)
+        self.group = group
+
+    def block(self) -> None:
+        if self.work is None:
+            return
+        try:
+            self.work.wait()
+        except RuntimeError as error:
+            raise ExchangeError(
+                f"rank {dist.get_rank(self.group)}: {self.what} failed: {_first_line(error)}; {_missing(self.group)}: "
+                f"look at its output, then start all ranks again"
+            ) from error
+        self.work = None
+
+
+# How long a rank that has met an error waits for the others to meet it too.
+_ROLL_CALL_SECONDS = 3.0
+
+
+def _missing(group: dist.ProcessGroup | None) -> str:
+    """Which ranks do not answer: those that have met an error as well say so in the job's store."""
+    rank, world = dist.get_rank(group), dist.get_world_size(group)
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        store.set(f"sarc/failed/{rank}", "1")
+        until = time.monotonic() + _ROLL_CALL_SECONDS
+        missing = list(range(world))
+        while missing and time.monotonic() < until:
+            missing = [r for r in missing if not store.check([f"sarc/failed/{r}"])]
+            time.sleep(0.05)
+    except RuntimeError:
+        return "a peer has stopped or died, and the job's store with it"
+    if not missing:
+        return "every rank has met an error"
+    return f"peer {', '.join(f'rank {r}' for r in missing)} does not answer: it has stopped, died or lags behind"
 
 
 class _All:
@@ -209,7 +252,7 @@ class Transport:
             for m in messages:
                 sizes[m.peer] = m.nbytes
         work = dist.all_to_all_single(received, sent, back, out, self.group, async_op=True)
-        return _Sent(work, what)
+        return _AllToAll(work, what, self.group)
 
     def _tag(self, src: int, dst: int, run: int) -> int:
         """gloo matches by tag, and a buffer of the wrong size aborts the process: a rank in another run times out."""

@@ -17,15 +17,17 @@ SMALL = ("--nodes", 60, "--parts", 3)
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def test_plan_is_what_is_measured() -> None:
-    found = json.loads(output("plan", ":attention", *SMALL, "--run", "--json"))
+@pytest.mark.parametrize("exchange", ["ring", "whole"])
+def test_plan_is_what_is_measured(exchange: str) -> None:
+    found = json.loads(output("plan", ":attention", *SMALL, "--run", "--json", "--exchange", exchange))
     checks = {row["what"]: (row["predicted"], row["measured"]) for row in found["predicted_and_measured"]}
     for what in ("bytes sent in messages", "messages", "bytes saved for the backward pass"):
         predicted, measured = checks[what]
         assert predicted == measured > 0, what
     predicted, measured = checks["most chunks alive on a part (at most)"]
-    assert 0 < measured <= predicted
-    assert found["sent_bytes"] == sum(e["sent_bytes"] for e in found["edge_programs"])
+    assert (0 < measured <= predicted) if exchange == "ring" else measured == 0
+    assert found["sent_bytes"] == sum(e["sends B"] for e in found["exchanges"])
+    assert {e["how"] for e in found["exchanges"]} == {exchange}
     assert [(m["part"], m["direction"]) for m in found["memory"]] == [
         (p, d) for d in ("forward", "backward") for p in range(3)
     ]
@@ -34,7 +36,7 @@ def test_plan_is_what_is_measured() -> None:
 
 
 def test_plan_reads_as_text() -> None:
-    text = output("plan", ":Sum", *SMALL, "--run")
+    text = output("plan", ":Sum", *SMALL, "--run", "--exchange", "ring")
     assert re.search(r"forward +@edges0 +E +sum +%\w+ +12 ", text)
     assert "predicted and measured" in text and "memory at the peak" in text
     assert "predicted and measured" not in output("plan", ":Sum", *SMALL)

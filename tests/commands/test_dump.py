@@ -40,8 +40,10 @@ def test_after_every_pass_the_text_reads_back(name: str) -> None:
 
 
 def test_without_after_it_prints_what_parts_run() -> None:
-    assert output("dump", ":Sum", *SMALL) == output("dump", ":Sum", *SMALL, "--after", "partition-program")
-    assert "remote #" in output("dump", ":Sum", *SMALL)
+    ring = (*SMALL, "--exchange", "ring")
+    assert output("dump", ":Sum", *ring) == output("dump", ":Sum", *ring, "--after", "exchange-whole")
+    assert "remote #" in output("dump", ":Sum", *ring)
+    assert "= fetch([" in output("dump", ":Sum", *SMALL)
 
 
 def test_the_text_is_the_same_every_time() -> None:
@@ -77,7 +79,7 @@ def test_python_and_dot_and_json() -> None:
     dot = output("dump", ":Sum", *SMALL, "--format", "dot", "--stage", "forward")
     assert dot.startswith('digraph "forward" {') and dot.count("{") == dot.count("}")
     (found,) = json.loads(output("dump", ":Sum", *SMALL, "--json", "--stage", "forward"))
-    assert found["after"] == "partition-program" and found["stage"] == "forward"
+    assert found["after"] == "exchange-whole" and found["stage"] == "forward"
     assert found["edge_programs"][0]["over"] == "E"
     by_name = {v["name"]: v for v in found["values"]}
     assert by_name["x"]["type"] == ["f32[N, 6]"] and by_name["x"]["bytes"] == "24*N"
@@ -117,7 +119,7 @@ def test_one_pass_of_a_dumped_program_runs_again(tmp_path: Path) -> None:
 def test_partition_program_takes_the_columns_that_leave_the_part(tmp_path: Path) -> None:
     file = tmp_path / "forward.sarc"
     file.write_text(output("dump", ":Sum", *SMALL, "--after", "fuse-edge-programs", "--stage", "forward"))
-    made = programs(output("dump", ":Sum", *SMALL, "--stage", "forward"))[0]
+    made = programs(output("dump", ":Sum", *SMALL, "--stage", "forward", "--exchange", "ring"))[0]
     column = re.search(r"edge_call\(@edges0, \[.*\], \[%(\w+), %(\w+)\]\)", made)
     assert column is not None
     source = column[1]

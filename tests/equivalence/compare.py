@@ -95,9 +95,9 @@ def check_mode(case: Case, plain: nn.Module, compiled: CompiledModule, values, *
 
 
 def pair(
-    case: Case, cut: Cut, dtype: torch.dtype = torch.float64
+    case: Case, cut: Cut, dtype: torch.dtype = torch.float64, **settings
 ) -> tuple[nn.Module, CompiledModule, dict[str, object]]:
     """The plain module, an equal one compiled, and the tensors to call them with."""
     plain = build(case, dtype)
     values = values_for(case, cut, dtype)
-    return plain, compile_case(case, copy.deepcopy(plain), cut, values), values
+    return plain, compile_case(case, copy.deepcopy(plain), cut, values, **settings), values

@@ -124,10 +124,12 @@ def test_layouts_hold_what_crosses_through_the_remote_column() -> None:
     program = parse_program(TEXT)
     node = next(n for n in program.graph.nodes if n.name == "call")
     edges, values, _ = node.args
-    fetch = fetch_layout(edges, [v.meta["type"] for v in values])
+    fetch = fetch_layout(edges, [v.meta["type"] for v in values], program.spaces)
     assert fetch.entries == ((0, 0, torch.float64, (3,)),) and fetch.row_bytes == 24
     back = return_layout(edges)
     assert back.entries == ((1, 0, torch.float64, (3,)),) and back.row_bytes == 24
+    narrow = return_layout(edges, torch.bfloat16)
+    assert narrow.entries == ((1, 0, torch.bfloat16, (3,)),) and narrow.row_bytes == 6
 
 
 DTYPES = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool])

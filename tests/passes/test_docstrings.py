@@ -98,7 +98,7 @@ ON_PROGRAM: dict[str, Callable[[Program], tuple[Program, ...]]] = {
     "sarc.passes.joint.split": split,
     "sarc.passes.joint.fuse_edge_programs": lambda p: (FuseEdgePrograms().run(p),),
     "sarc.passes.partitioned.partition_program": lambda p: (PartitionProgram(frozenset({"src"})).run(p),),
-    "sarc.passes.partitioned.exchange_whole": lambda p: (ExchangeWhole(lambda c: (c.fetched, True)).run(p),),
+    "sarc.passes.partitioned.exchange_whole": lambda p: (ExchangeWhole().run(p),),
     "sarc.passes.partitioned.merge_row_phases": lambda p: (MergeRowPhases(has_kernel).run(p),),
     "sarc.passes.partitioned.fuse_rows": lambda p: (FuseRows(has_kernel).run(p),),
 }

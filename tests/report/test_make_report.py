@@ -48,7 +48,7 @@ def test_the_exchange_matrix_is_the_plan(compiled: sarc.CompiledModule, report: 
     for entry in report.document["matrix"]:
         table = entry["bytes"]
         assert [table[p][p] for p in range(3)] == [0, 0, 0]
-        assert sum(map(sum, table)) == sum(e.sent_bytes for e in plan.edges if e.stage == entry["stage"])
+        assert sum(map(sum, table)) == sum(e.sent_bytes for e in plan.exchanges if e.stage == entry["stage"])
     sent = sum(row["sent"] for row in report.document["lines"])
     assert sent == plan.sent_bytes == report.document["facts"]["sent_bytes"] > 0
 

@@ -117,6 +117,7 @@ def test_no_edge_tensor_of_feature_width_is_saved(layer: str) -> None:
 @given(st.integers(0, 2))
 def test_a_graph_without_edges_exchanges_nothing(prefetch: int) -> None:
     parts = sarc.partition(torch.zeros(2, 0, dtype=torch.int64), num_nodes=5, num_parts=3)
-    compiled = CompiledModule(build("gcn"), parts, PIPELINES["gcn", "ring"], spaces={"x": "N"}, prefetch=prefetch, seed=0)
+    pipeline = PIPELINES["gcn", "ring"]
+    compiled = CompiledModule(build("gcn"), parts, pipeline, spaces={"x": "N"}, prefetch=prefetch, seed=0)
     compiled(torch.randn(5, FEATURES, dtype=torch.float64), torch.zeros(2, 0, dtype=torch.int64))
     assert compiled.traffic()["messages"] == 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from torch import nn
 
 import sarc
 from sarc.errors import ExchangeError, GraphError, PartitionError, SarcError, UnsupportedModelError
+from sarc.runtime import whole_exchange
 from sarc.runtime.transport import Transport
 from tests.torchrun.cases import FEATURES, GCN, NODES, assert_close, assignment, data, graph, shard, whole
 from tests.torchrun.launch import World, launch, launch_raw
@@ -160,41 +163,94 @@ def test_a_rank_that_calls_alone(tmp_path: Path) -> None:
     assert TIMEOUT / 2 < waited < TIMEOUT + 3
 
 
-def _interrupt(world: World, stop: Callable[[], None]) -> str:
+def _interrupt(world: World, exchange: str, stop: Callable[[], None]) -> str:
     """Rank 2 stops in the middle of the exchange of its second call; what the others are told."""
     mine = shard(data(), world)
-    compiled = sarc.compile(GCN().double(), mine.partitions)
+    compiled = sarc.compile(GCN().double(), mine.partitions, exchange=exchange)
     compiled(mine.x, mine.graph, mine.w)
     if world.rank == 2:
-        send, count = Transport.send, 0
+        entry = "send" if exchange == "ring" else "all_to_all"
+        post, count, last = getattr(Transport, entry), 0, 3 if exchange == "ring" else 2
 
-        def failing_send(*args, **kwargs):
+        def failing_post(*args, **kwargs):
             nonlocal count
             count += 1
-            if count == 3:
+            if count == last:
                 stop()
-            return send(*args, **kwargs)
+            return post(*args, **kwargs)
 
-        Transport.send = failing_send
+        setattr(Transport, entry, failing_post)
     started = time.monotonic()
     try:
         compiled(mine.x, mine.graph, mine.w)
         compiled(mine.x, mine.graph, mine.w)
     except ExchangeError as error:
-        assert time.monotonic() - started < 2 * TIMEOUT + 3
+        assert time.monotonic() - started < 2 * TIMEOUT + 6
         return str(error)
     return "nothing was raised"
 
 
+def _sends_another_shape() -> None:
+    """The rows of every later message of this rank have another width."""
+    fetched = whole_exchange.WholeExchange.__init__
+
+    def wider(self, layout, column, owned, values, step):
+        fetched(self, layout, column, owned, values, step)
+        self.sent = torch.cat([self.sent, self.sent])
+
+    whole_exchange.WholeExchange.__init__ = wider
+
+
 def peer_dies(world: World) -> str:
-    return _interrupt(world, lambda: os._exit(9))
+    return _interrupt(world, "ring", lambda: os._exit(9))
 
 
 def peer_hangs(world: World) -> str:
-    return _interrupt(world, lambda: time.sleep(3 * TIMEOUT))
+    return _interrupt(world, "ring", lambda: time.sleep(3 * TIMEOUT))
 
 
-@pytest.mark.parametrize("check", [peer_dies, pytest.param(peer_hangs, marks=pytest.mark.slow)])
+def peer_dies_in_an_all_to_all(world: World) -> str:
+    return _interrupt(world, "whole", lambda: os._exit(9))
+
+
+def peer_is_killed_in_an_all_to_all(world: World) -> str:
+    return _interrupt(world, "whole", lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def peer_is_stopped_in_an_all_to_all(world: World) -> str:
+    if world.rank == 0:  # it goes on when all is over: nobody waits for a stopped process for ever
+        stopped = world.folder / "stopped"
+        threading.Thread(target=_resume, args=(stopped,), daemon=True).start()
+
+    def stop() -> None:
+        (world.folder / "stopped").write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    return _interrupt(world, "whole", stop)
+
+
+def _resume(file: Path) -> None:
+    while not file.exists():
+        time.sleep(0.1)
+    time.sleep(2 * TIMEOUT)
+    os.kill(int(file.read_text()), signal.SIGCONT)
+
+
+def peer_sends_another_shape(world: World) -> str:
+    return _interrupt(world, "whole", _sends_another_shape)
+
+
+STOPS = [
+    peer_dies,
+    pytest.param(peer_hangs, marks=pytest.mark.slow),
+    peer_dies_in_an_all_to_all,
+    pytest.param(peer_is_killed_in_an_all_to_all, marks=pytest.mark.slow),
+    peer_is_stopped_in_an_all_to_all,
+    peer_sends_another_shape,
+]
+
+
+@pytest.mark.parametrize("check", STOPS)
 def test_a_peer_that_stops_in_an_exchange(check: Callable[[World], str], tmp_path: Path) -> None:
     outcomes = launch_raw(3, [check], tmp_path, TIMEOUT)
     told = []
@@ -203,9 +259,25 @@ def test_a_peer_that_stops_in_an_exchange(check: Callable[[World], str], tmp_pat
         assert not errors, errors
         assert check.__name__ in values, f"rank {rank} did not survive:\n{log}"
         told.append(values[check.__name__])
-    # The first to wait for the dead rank names it; another may be told by its own neighbour's end.
-    assert any(all(word in text for word in ("part 2", "round", "chunk", "edge_call")) for text in told), told
+    if check in (peer_dies, peer_hangs):
+        # The first to wait for the dead rank names it; another may be told by its own neighbour's end.
+        assert any(all(word in text for word in ("part 2", "round", "chunk", "edge_call")) for text in told), told
+    else:
+        assert any(all(word in text for word in ("peer rank 2", "round", "buffer fetch")) for text in told), told
+    if check is peer_sends_another_shape:
+        values, errors, _ = outcomes[2]
+        assert "planned" in values[check.__name__] and "buffer" in values[check.__name__], (values, errors)
     assert all("rank" in text for text in told), told
+
+
+def plans_that_differ(world: World) -> None:
+    mine = shard(data(), world)
+    compiled = sarc.compile(GCN().double(), mine.partitions, exchange="whole" if world.rank else "ring")
+    expect(ExchangeError, "from part 0 to peer part|rows|buffer", lambda: compiled(mine.x, mine.graph, mine.w))
+
+
+def test_plans_that_differ_between_ranks(tmp_path: Path) -> None:
+    launch(3, [plans_that_differ], tmp_path, timeout=20)
 
 
 def one_process_with_one_shard() -> str:

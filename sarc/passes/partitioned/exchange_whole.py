@@ -22,15 +22,15 @@ After:
     program forward
     space N = nodes
     space E = edges on edges
-    space R0 = reach(N, %src)
+    space R_src = reach(N, %src)
     edges @edges0 over E   # model.py:9
       %m: f32[E] = gather $0 by #0 axis 0   # model.py:8
       reduce sum by #1 axis 0 %m: f32[N]
     %z: f32[N] = input arg z
     %src: i64[E] = input bound src
     %dst: i64[E] = input bound dst
-    %fetch: (f32[R0]) = fetch([%z], %src)   # model.py:9
-    %getitem: f32[R0] = getitem(%fetch, 0)   # model.py:9
+    %fetch: (f32[R_src]) = fetch([%z], %src)   # model.py:9
+    %getitem: f32[R_src] = getitem(%fetch, 0)   # model.py:9
     %edge_call: (f32[N]) = edge_call(@edges0, [%getitem], [%src, %dst])   # model.py:9
     %out: f32[N] = getitem(%edge_call, 0)   # model.py:9
     return result 0 = %out
@@ -82,6 +82,11 @@ class Crossing:
         return fetched.row_bytes + return_layout(edges).row_bytes
 
 
+def all_whole(crossing: Crossing) -> tuple[tuple[fx.Node, ...], bool]:
+    """Everything whole."""
+    return crossing.fetched, True
+
+
 class ExchangeWhole:
     """Turns exchanges of a partitioned program into whole ones.
 
@@ -92,7 +97,7 @@ class ExchangeWhole:
 
     name = "exchange-whole"
 
-    def __init__(self, choose: Callable[[Crossing], tuple[tuple[fx.Node, ...], bool]]):
+    def __init__(self, choose: Callable[[Crossing], tuple[tuple[fx.Node, ...], bool]] = all_whole):
         self.choose = choose
 
     def run(self, program: Program) -> Program:
