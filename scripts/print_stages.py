@@ -49,7 +49,7 @@ STAGES = {
     "joint": "Forward and backward as one program.",
     "forward": "Everything over edges is in edge programs; what the backward pass reads is saved, over nodes only.",
     "backward": "Edge values are computed again from saved node values.",
-    "partitioned forward": "The program of one part: rows named by the `remote` column are fetched, chunk by chunk.",
+    "partitioned forward": "The program of one part: rows of other parts are fetched, all that a step needs in one message.",
     "partitioned backward": "Partial sums of gradients return to the rows' owners; weight gradients are all-reduced.",
 }
 
