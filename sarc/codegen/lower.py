@@ -138,8 +138,8 @@ class Lowering(ABC):
         loc = f"  // {node.meta['loc']}" if node.meta.get("loc") else ""
         size = max(math.prod(features(dims)), 1)
         if node in self.body.in_row or self.body.is_wide(node):
-            line = Declaration(f"{kind} {name}[{size}];{loc}")
-            (self.declared if node in self.body.in_row else self.code).append(line)
+            declared = self.declared if node in self.body.in_row else self.code
+            declared.append(Declaration(f"{kind} {name}[{size}];{loc}"))
             return self.array_of(name, dims)
         line = f"alignas(64) {kind} {name}[{size} * {BLOCK}] = {{}};{loc}"
         if line not in self.declared:
