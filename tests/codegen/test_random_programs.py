@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sarc.codegen import build
@@ -35,6 +35,7 @@ def run_kernel(program: EdgeProgram, tables: list, index: torch.Tensor, nodes: i
     return results
 
 
+@settings(max_examples=3 * settings().max_examples)  # of half a second, most of it the compiler's
 @given(edge_programs(), columns(), st.integers(0, 1000))
 def test_kernels_equal_plain_torch(program: EdgeProgram, graph: tuple, seed: int) -> None:
     nodes, index = graph
