@@ -19,6 +19,7 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from sarc.codegen.warn_once import warn_once
@@ -34,31 +35,60 @@ _MARK = b"\nsarc sha256 "
 _SHOWN_LINES = 12
 
 
+@dataclass(frozen=True)
+class Toolchain:
+    """How translation units are compiled.
+
+    Attributes:
+        command: the compiler and its flags, before the source and `-o`.
+        identity: what its output depends on besides the unit and the command.
+        suffix: of sources.
+        seconds: after which it is taken to hang.
+        report: suffix of the file that keeps what it says; "" keeps nothing.
+    """
+
+    command: tuple[str, ...]
+    identity: str
+    suffix: str = ".cpp"
+    seconds: float = COMPILE_SECONDS
+    report: str = ""
+
+    def key(self, text: str) -> str:
+        """The name under which the library of a unit is kept."""
+        return hashlib.sha256("\0".join([text, *self.command[1:], self.identity]).encode()).hexdigest()[:32]
+
+
 def build(text: str, what: str) -> ctypes.CDLL:
-    """The loaded library of a C++ translation unit, compiled unless the cache holds it.
+    """The loaded library of a C++ translation unit, compiled unless the cache holds it (see `build_with`)."""
+    require_compiler()
+    return build_with(Toolchain((compiler() or "c++", *FLAGS), _machine(), seconds=COMPILE_SECONDS), text, what)
+
+
+def build_with(toolchain: Toolchain, text: str, what: str) -> ctypes.CDLL:
+    """The loaded library of a translation unit, compiled unless the cache holds it.
 
     Concurrent processes compile a unit once: the others wait for its lock.
 
     Args:
+        toolchain: compiles it.
         text: the translation unit.
         what: the kernel and the user's line, for messages.
 
     Raises:
-        CodegenError: no compiler, or it failed, crashed or did not end; the message shows its first lines and where the
+        CodegenError: the compiler failed, crashed or did not end; the message shows its first lines and where the
             source is kept. Or the library cannot be loaded.
     """
-    require_compiler()
-    key = hashlib.sha256("\0".join([text, *FLAGS, _machine()]).encode()).hexdigest()[:32]
+    key = toolchain.key(text)
     folder = cache_directory()
     try:
-        return _build_in(folder, key, text, what)
+        return _build_in(toolchain, folder, key, text, what)
     except OSError as error:
         other = _temporary_directory()
         warn_once(
             f"the cache of kernels {folder} cannot be used ({error.strerror or error}): they are kept in {other} "
             f"instead; set SARC_CACHE_DIR to a folder that can be written to"
         )
-        return _build_in(other, key, text, what)
+        return _build_in(toolchain, other, key, text, what)
 
 
 def require_compiler() -> None:
@@ -113,7 +143,7 @@ def _machine() -> str:
     return version.splitlines()[0] + features if version else features
 
 
-def _build_in(folder: Path, key: str, text: str, what: str) -> ctypes.CDLL:
+def _build_in(toolchain: Toolchain, folder: Path, key: str, text: str, what: str) -> ctypes.CDLL:
     """`build` in one folder; OSError when it cannot be written to and does not hold the library."""
     library = folder / f"{key}.so"
     if _is_whole(library):
@@ -122,16 +152,16 @@ def _build_in(folder: Path, key: str, text: str, what: str) -> ctypes.CDLL:
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / f"{key}.lock"):
         if not _is_whole(library):
-            _compile(text, folder / f"{key}.cpp", library, what)
+            _compile(toolchain, text, folder / f"{key}{toolchain.suffix}", library, what)
     try:
         return ctypes.CDLL(str(library))
     except OSError:
-        _compile(text, folder / f"{key}.cpp", library, what)
+        _compile(toolchain, text, folder / f"{key}{toolchain.suffix}", library, what)
     try:
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise CodegenError(
-            f"{what}: the library that {compiler()} made cannot be loaded: {error}; if its folder forbids programs "
+            f"{what}: the library that {toolchain.command[0]} made cannot be loaded: {error}; if its folder forbids programs "
             f"(noexec), set SARC_CACHE_DIR to another one"
         ) from error
 
@@ -154,33 +184,37 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _compile(text: str, source: Path, library: Path, what: str) -> None:
+def _compile(toolchain: Toolchain, text: str, source: Path, library: Path, what: str) -> None:
     """Compile into a file of this process's own, then rename it."""
     with tempfile.TemporaryDirectory(prefix="build-", dir=library.parent) as scratch:
         mine, made = Path(scratch) / source.name, Path(scratch) / library.name
         mine.write_text(text)
         os.replace(mine, source)
-        command = [compiler() or "c++", *FLAGS, str(source), "-o", str(made)]
+        command = [*toolchain.command, str(source), "-o", str(made)]
         try:
-            code, output = _run(command)
+            code, output = _run(command, toolchain.seconds)
         except OSError as error:
             raise CodegenError(f"{what}: {command[0]} cannot be started: {error}") from error
         if code != 0 or not made.exists():
             shown = "\n".join(output.splitlines()[:_SHOWN_LINES])
-            raise CodegenError(f"{what}: {' '.join(command)} {_ended(code)}:\n{shown}\nthe source is kept in {source}")
+            raise CodegenError(f"{what}: {' '.join(command)} {_ended(code, toolchain.seconds)}:\n{shown}\nthe source is kept in {source}")
+        if toolchain.report:
+            said = Path(scratch) / f"{source.stem}{toolchain.report}"
+            said.write_text(output)
+            os.replace(said, source.with_suffix(toolchain.report))
         content = made.read_bytes()
         made.write_bytes(content + _MARK + hashlib.sha256(content).hexdigest().encode())
         os.replace(made, library)
 
 
-def _run(command: list[str]) -> tuple[int | None, str]:
+def _run(command: list[str], seconds: float) -> tuple[int | None, str]:
     """Exit code (None: it did not end in time) and errors of a command; nothing of it is left running."""
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         errors="replace", start_new_session=True,
     ) as process:  # fmt: skip
         try:
-            _, errors = process.communicate(timeout=COMPILE_SECONDS)
+            _, errors = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             _kill(process)
             return None, process.communicate()[1]
@@ -196,9 +230,9 @@ def _kill(process: subprocess.Popen) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _ended(code: int | None) -> str:
+def _ended(code: int | None, seconds: float) -> str:
     if code is None:
-        return f"did not end within {COMPILE_SECONDS:g} s"
+        return f"did not end within {seconds:g} s"
     if code < 0:
         return f"was ended by signal {signal.Signals(-code).name}"
     return "made no library" if code == 0 else f"failed with exit code {code}"

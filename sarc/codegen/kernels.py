@@ -54,10 +54,16 @@ class CppKernel:
         return not (self.program.own_columns and order.pieces.numel())
 
     def traverse(
-        self, order: int | None, edges: Tensor | None, length: int, columns: Mapping[int, Tensor], rows: int | None
+        self,
+        order: int | None,
+        edges: Tensor | None,
+        length: int,
+        columns: Mapping[int, Tensor],
+        rows: int | None,
+        device: torch.device,
     ) -> Traversal:
         """A block's edges in one of `orders` (see `traversal`)."""
-        return traversal(order, edges, length, columns, rows, split=not self.program.own_columns)
+        return traversal(order, edges, length, columns, rows, split=not self.program.own_columns, device=device)
 
     def launch(
         self,
@@ -80,7 +86,7 @@ class CppKernel:
         if self._held and self._held[0].shape[0] < length:
             self._held.clear()
         if len(self._held) < len(self._scratch):
-            self._held = [torch.empty(_lengths(t, length), dtype=t.dtype) for t in self._scratch]
+            self._held = [torch.empty(row_lengths(t, length), dtype=t.dtype) for t in self._scratch]
         scratch = self._held
         for launch, order in zip(self._launches, traversals, strict=True):
             given = [operands[k] if k >= 0 else scratch[-1 - k] for k in launch.stage.operands]
@@ -109,15 +115,17 @@ def _run(launch: _Launch, order: Traversal, positions: Tensor, operands, results
     tensors = [order.bounds, order.starts, order.targets, order.slots, order.edges, positions, keys]
     tensors += [order.columns[c] for c in used] + tables + [_pack(p, tables) for p in source.packs] + outs
     pointers = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
-    rng = next((k for k, n in enumerate(_placeholders(program)) if any(u.target is UNIFORM for u in n.users)), None)
+    rng = rng_operand(program)
     numbers = [0, 0] if rng is None else operands[rng].tolist()
     launch.launcher(pointers, (ctypes.c_int64 * 5)(chunks, *numbers, torch.get_num_threads(), int(fresh)))
     for finish in after:
         finish()
 
 
-def _placeholders(program: EdgeProgram) -> list:
-    return [n for n in program.body.nodes if n.op == "placeholder"]
+def rng_operand(program: EdgeProgram) -> int | None:
+    """The operand that holds seed and step of a program's draws."""
+    placeholders = [n for n in program.body.nodes if n.op == "placeholder"]
+    return next((k for k, n in enumerate(placeholders) if any(u.target is UNIFORM for u in n.users)), None)
 
 
 def _pack(pack: Pack, tables: Sequence[Tensor]) -> Tensor:
@@ -166,7 +174,8 @@ def _launcher(source: Source, what: str) -> Callable[..., None]:
     return launcher
 
 
-def _lengths(type_: ValueType, rows: int) -> list[int]:
+def row_lengths(type_: ValueType, rows: int) -> list[int]:
+    """The shape of a tensor of a type, for given numbers of rows."""
     return [rows if isinstance(d, Rows) else d for d in type_.dims]
 
 
@@ -194,13 +203,22 @@ def sources_of(program: EdgeProgram) -> list[tuple[Stage, Source]]:
     Raises:
         NoKernel: an operator of the body has no scalar form.
     """
+    return [(stage, emit(stage.program, stage.order, numbers, scratch)) for stage, numbers, scratch in stages_of(program)]
+
+
+def stages_of(program: EdgeProgram) -> list[tuple[Stage, tuple[int, ...], frozenset[int]]]:
+    """The stages of a program: each one's results, and its operands and results that are scratch tensors."""
     found = []
     for stage in divide(program)[0]:
         scratch = {k for k, place in enumerate(stage.operands) if place < 0}
         scratch |= {-1 - k for k, place in enumerate(stage.results) if place < 0}
-        numbers = tuple(range(len(stage.program.results)))
-        found.append((stage, emit(stage.program, stage.order, numbers, frozenset(scratch))))
+        found.append((stage, tuple(range(len(stage.program.results))), frozenset(scratch)))
     return found
+
+
+def scratch_of(program: EdgeProgram) -> list[ValueType]:
+    """Types of the tensors that the stages of a program leave each other."""
+    return divide(program)[1]
 
 
 def has_plain_rows(program: EdgeProgram) -> bool:

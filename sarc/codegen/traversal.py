@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ class Traversal:
     pieces: Tensor
     edges: Tensor
     columns: Mapping[int, Tensor]
-    made: dict[object, Tensor] = field(default_factory=dict)
+    made: dict[object, Any] = field(default_factory=dict)
 
     def ordered(self, keys: Tensor) -> Tensor:
         """Row keys int64 of the part's edges, in traversal order."""
@@ -48,8 +49,8 @@ class Traversal:
         """int32 [K + PADDING], where each edge stands in another traversal of the same block."""
         key = ("positions", id(first))
         if key not in self.made:
-            place = torch.zeros(length, dtype=torch.int32)
-            place[first._edges] = torch.arange(first._edges.numel(), dtype=torch.int32)
+            place = torch.zeros(length, dtype=torch.int32, device=first.edges.device)
+            place[first._edges] = torch.arange(first._edges.numel(), dtype=torch.int32, device=place.device)
             self.made[key] = _padded(place[self._edges])
         return self.made[key]
 
@@ -66,6 +67,7 @@ def traversal(
     columns: Mapping[int, Tensor],
     rows: int | None = None,
     split: bool = True,
+    device: torch.device | str = "cpu",
 ) -> Traversal:
     """Group a block's edges by one column.
 
@@ -77,11 +79,12 @@ def traversal(
         rows: number of rows that the column may name, to visit all of them, those without edges too; None to visit
             those that it names.
         split: whether a row with very many edges may be visited in pieces.
+        device: of the columns, and of what is made.
     """
-    edges = torch.arange(length) if edges is None else edges
-    none = torch.empty(0, dtype=torch.int32)
+    edges = torch.arange(length, device=device) if edges is None else edges
+    none = torch.empty(0, dtype=torch.int32, device=device)
     if order is None:
-        bounds = torch.arange(0, length + CHUNK_EDGES, CHUNK_EDGES).clamp_(max=length).unique()
+        bounds = torch.arange(0, length + CHUNK_EDGES, CHUNK_EDGES, device=device).clamp_(max=length).unique()
         padded = {c: _padded(v) for c, v in columns.items()}
         return Traversal(bounds, bounds, none, none, none.long(), _padded(edges), padded)
     key = columns[order]
@@ -89,16 +92,17 @@ def traversal(
     if rows is None:
         targets, counts = torch.unique_consecutive(key[place], return_counts=True)
     else:
-        targets, counts = torch.arange(rows), torch.bincount(key, minlength=rows)
+        targets, counts = torch.arange(rows, device=device), torch.bincount(key, minlength=rows)
     targets, counts, slots, pieces = _split(targets, counts, SPLIT_EDGES if split else int(counts.sum()))
-    starts = torch.zeros(targets.numel() + 1, dtype=torch.int64)
+    starts = torch.zeros(targets.numel() + 1, dtype=torch.int64, device=device)
     torch.cumsum(counts, 0, out=starts[1:])
     # A chunk ends at the first row boundary after each CHUNK_EDGES edges (rows without edges count as one): fixed by
     # the graph, not by the threads.
-    work = starts + torch.arange(starts.numel())
-    marks = torch.arange(1, max(1, -(-int(work[-1]) // CHUNK_EDGES))) * CHUNK_EDGES
+    work = starts + torch.arange(starts.numel(), device=device)
+    marks = torch.arange(1, max(1, -(-int(work[-1]) // CHUNK_EDGES)), device=device) * CHUNK_EDGES
     inner = torch.searchsorted(work, marks).clamp_(max=targets.numel())
-    bounds = torch.cat([torch.tensor([0]), inner, torch.tensor([targets.numel()])]).unique()
+    ends = torch.tensor([0, targets.numel()], device=device)
+    bounds = torch.cat([ends[:1], inner, ends[1:]]).unique()
     padded = {c: _padded(v[place]) for c, v in columns.items()}
     return Traversal(bounds, starts, targets.int(), slots, pieces, _padded(edges[place]), padded)
 
@@ -110,8 +114,8 @@ def _split(targets: Tensor, counts: Tensor, most: int) -> tuple[Tensor, Tensor, 
         return targets, counts, slots, targets[:0]
     pieces = torch.where(counts > most, -(-counts // CHUNK_EDGES), 1)
     many = torch.repeat_interleave(pieces > 1, pieces)
-    which = torch.repeat_interleave(torch.arange(targets.numel()), pieces)
-    number = torch.arange(which.numel()) - (torch.cumsum(pieces, 0) - pieces)[which]
+    which = torch.repeat_interleave(torch.arange(targets.numel(), device=targets.device), pieces)
+    number = torch.arange(which.numel(), device=targets.device) - (torch.cumsum(pieces, 0) - pieces)[which]
     sizes = torch.where(many, (counts[which] - number * CHUNK_EDGES).clamp(max=CHUNK_EDGES), counts[which])
     slots = torch.where(many, torch.cumsum(many, 0) - 1, -1).int()
     return targets[which], sizes, slots, targets[which][many]
@@ -119,6 +123,6 @@ def _split(targets: Tensor, counts: Tensor, most: int) -> tuple[Tensor, Tensor, 
 
 def _padded(column: Tensor) -> Tensor:
     """int32 copy with room behind it: kernels look a few edges ahead."""
-    out = torch.zeros(column.numel() + PADDING, dtype=torch.int32)
+    out = torch.zeros(column.numel() + PADDING, dtype=torch.int32, device=column.device)
     out[: column.numel()] = column
     return out

@@ -45,7 +45,13 @@ class Kernel(Protocol):
     def fits(self, order: Any) -> bool: ...
 
     def traverse(
-        self, order: int | None, edges: Tensor | None, length: int, columns: Mapping[int, Tensor], rows: int | None
+        self,
+        order: int | None,
+        edges: Tensor | None,
+        length: int,
+        columns: Mapping[int, Tensor],
+        rows: int | None,
+        device: torch.device,
     ) -> object: ...
 
     def launch(
@@ -338,7 +344,7 @@ class Executor:
         if kernel is None:
             run_in_torch(edges, block, tables, into, keys, self.local, self.total)
         else:
-            kernel.launch(self._traversals(kernel, block, chunk), tables, into, keys, chunk is None)
+            kernel.launch(self._traversals(kernel, block, chunk, keys.device), tables, into, keys, chunk is None)
         return
         yield
 
@@ -354,7 +360,9 @@ class Executor:
         start = owned + column.halo_start(step.peer, step.chunk)
         return table.narrow(operand.axis, start, column.needs[step.peer][step.chunk])
 
-    def _traversals(self, kernel: Kernel, block: EdgeBlock, chunk: Block | None) -> list[object]:
+    def _traversals(
+        self, kernel: Kernel, block: EdgeBlock, chunk: Block | None, device: torch.device
+    ) -> list[object]:
         """The block's edges in each order that the kernel visits them, made once a graph for all who need them."""
         state = self.state
         kept = state.known.traversals(block.maps.values()) if block.maps else state.known.without_columns
@@ -367,7 +375,7 @@ class Executor:
             if key not in kept:
                 targets = {c: block.targets(c) for c in block.maps}
                 rows = None if chunk is not None or order is None else block.named_rows[order]
-                kept[key] = kernel.traverse(order, block.rows, block.length, targets, rows)
+                kept[key] = kernel.traverse(order, block.rows, block.length, targets, rows, device)
             found.append(kept[key])
         return found
 

@@ -1,0 +1,289 @@
+"""CUDA kernels: the compiled form of an EdgeProgram and its launch on one block of edges."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sarc.codegen.cuda import NUMBERS, CudaSource, emit_cuda
+from sarc.codegen.cuda_traversal import RowsByLength, rows_by_length
+from sarc.codegen.divide import Stage
+from sarc.codegen.kernels import has_plain_rows, row_lengths, rng_operand, scratch_of, stages_of
+from sarc.codegen.nvcc import Library, Load, load_library
+from sarc.codegen.traversal import Traversal, traversal
+from sarc.codegen.views import NoKernel
+from sarc.errors import BudgetError, CodegenError
+from sarc.ir.dialect import fold_rows, start_value
+from sarc.ir.edge_program import EdgeProgram, Result
+
+# A contraction has at most this many shares of each kind of rows: fixed, so that its sum depends on the graph alone.
+MOST_SHARES = 4096
+ALIGNMENT = 64  # of tables: lanes read up to 128 bits at once, and strips of wide integers are longer
+OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+
+@dataclass(frozen=True)
+class _Launch:
+    stage: Stage
+    source: CudaSource
+    library: Library
+
+
+class CudaKernel:
+    """An EdgeProgram compiled for CUDA: one library a traversal order.
+
+    Args:
+        program: what to compile.
+        load: makes a library of a source; the tests' one emulates warps on the CPU.
+
+    Raises:
+        NoKernel: an operator of the body has no scalar form.
+        CodegenError: no nvcc, or it failed.
+    """
+
+    def __init__(self, program: EdgeProgram, load: Load = load_library):
+        self.program = program
+        self.what = f"kernel {program.name} ({program.loc})"
+        self._scratch = scratch_of(program)
+        self._held: list[Tensor] = []
+        self._launches = [_Launch(stage, source, load(source, self.what)) for stage, source in cuda_sources(program)]
+
+    @property
+    def orders(self) -> list[int | None]:
+        """The columns whose traversals a launch needs."""
+        return [launch.stage.order for launch in self._launches]
+
+    @property
+    def sources(self) -> list[CudaSource]:
+        """The generated translation units, in launch order."""
+        return [launch.source for launch in self._launches]
+
+    def fits(self, order: Traversal) -> bool:
+        """Whether a traversal, made for any kernel, serves this one: a row's own folds need the row in one piece."""
+        return not (self.program.own_columns and order.pieces.numel())
+
+    def traverse(
+        self,
+        order: int | None,
+        edges: Tensor | None,
+        length: int,
+        columns: Mapping[int, Tensor],
+        rows: int | None,
+        device: torch.device,
+    ) -> Traversal:
+        """A block's edges in one of `orders` (see `traversal`)."""
+        return traversal(order, edges, length, columns, rows, split=not self.program.own_columns, device=device)
+
+    def launch(
+        self,
+        traversals: Sequence[Traversal],
+        operands: Sequence[Tensor],
+        results: Sequence[Tensor],
+        keys: Tensor,
+        fresh: bool,
+    ) -> None:
+        """Fold one block into `results` (see `sarc.codegen.kernels.CppKernel.launch`), on the current stream.
+
+        Raises:
+            BudgetError: the device's memory does not hold what the kernel needs.
+            CodegenError: the launch failed.
+        """
+        try:
+            self._launch_all(traversals, operands, results, keys, fresh)
+        except torch.OutOfMemoryError as error:
+            raise BudgetError(
+                f"{self.what}: the device's memory does not hold what its launch needs: {str(error).splitlines()[0]}; "
+                f"partition into more parts"
+            ) from error
+
+    def _launch_all(self, traversals, operands, results, keys: Tensor, fresh: bool) -> None:
+        length = max((t.edges.numel() for t in traversals), default=0)
+        if self._held and (self._held[0].shape[0] < length or self._held[0].device != keys.device):
+            self._held.clear()
+        if len(self._held) < len(self._scratch):
+            self._held = [
+                torch.empty(row_lengths(t, length), dtype=t.dtype, device=keys.device) for t in self._scratch
+            ]
+        for launch, order in zip(self._launches, traversals, strict=True):
+            given = [operands[k] if k >= 0 else self._held[-1 - k] for k in launch.stage.operands]
+            made = [results[k] if k >= 0 else self._held[-1 - k] for k in launch.stage.results]
+            positions = order.edges
+            if any(k < 0 for k in launch.stage.operands):
+                positions = order.positions_in(traversals[0], keys.numel())
+            self._run(launch, order, positions, given, made, keys, fresh)
+
+    def _run(self, launch: _Launch, order: Traversal, positions: Tensor, operands, results, keys: Tensor, fresh) -> None:
+        program, source = launch.stage.program, launch.source
+        count = _Count.of(source, program, order)
+        if count.nothing:
+            return
+        tables = [
+            _aligned(x.movedim(o.axis, 0) if o.axis is not None else x)
+            for x, o in zip(operands, program.operands, strict=True)
+        ]
+        after: list[Callable[[], object]] = []
+        outs: list[Tensor] = []
+        for k in source.results:
+            outs += _out(program.results[k], results[k], count.shares, order, after, fresh)
+        used = sorted(program.columns_used("gather") | program.columns_used("reduce"))
+        keys = order.ordered(keys) if source.draws else keys
+        tensors = [count.rows, order.starts, order.targets, order.slots, order.edges, positions, keys]
+        tensors += [order.columns[c] for c in used] + tables + outs
+        rng = rng_operand(program)
+        seed, step = (0, 0) if rng is None else operands[rng].tolist()
+        numbers = [*count.counts, *count.each, seed, step, int(fresh), keys.device.index or 0]
+        assert len(numbers) == len(NUMBERS)
+        pointers = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+        with _on(keys.device) as stream:
+            status = launch.library.launch(pointers, (ctypes.c_int64 * len(numbers))(*numbers), stream)
+        if status:
+            self._fail(status, launch.library)
+        for finish in after:
+            finish()
+
+    def _fail(self, status: int, library: Library) -> None:
+        text = f"{self.what}: its launch failed: {library.describe(status)} (error {status})"
+        if status == OUT_OF_MEMORY:
+            raise BudgetError(f"{text}; partition into more parts")
+        raise CodegenError(
+            f"{text}; the source is kept in {library.where}; CUDA_LAUNCH_BLOCKING=1 shows which launch an earlier error "
+            f"comes from, and backend='reference' runs without kernels"
+        )
+
+
+@contextlib.contextmanager
+def _on(device: torch.device):
+    """The current stream of a CUDA device, with the device made current; 0 of the CPU, where warps are emulated."""
+    if device.type != "cuda":
+        yield 0
+        return
+    with torch.cuda.device(device):
+        yield torch.cuda.current_stream(device).cuda_stream
+
+
+@dataclass(frozen=True)
+class _Count:
+    """How many rows (or edges, in their own order) of each kind a launch visits, and how many each group of lanes.
+
+    Attributes:
+        rows: int32, positions of the rows in the order of visits.
+        counts, each: of hubs, long and short rows.
+        shares: number of groups, each with a share of every contraction.
+    """
+
+    rows: Tensor
+    counts: tuple[int, int, int]
+    each: tuple[int, int, int]
+    shares: int
+
+    @property
+    def nothing(self) -> bool:
+        return not any(self.counts)
+
+    @staticmethod
+    def of(source: CudaSource, program: EdgeProgram, order: Traversal) -> _Count:
+        contracts = any(program.results[k].kind == "contract" for k in source.results)
+        if source.order is None:
+            length = int(order.bounds[-1]) if order.bounds.numel() else 0
+            counts, rows = (0, length, 0), order.targets
+            unit = source.long.edges
+        else:
+            found: RowsByLength = rows_by_length(order)
+            counts, rows, unit = (found.hubs, found.long, found.short), found.rows, 1
+            if source.short is None:
+                counts = (found.hubs, found.long + found.short, 0)
+        most = MOST_SHARES if contracts else None
+        each = tuple(unit if most is None else -(-n // (most * unit)) * unit or unit for n in counts)
+        shapes = (source.long, source.long, source.short or source.long)
+        shares = sum(
+            _blocks(n, e * (1 if kind == 0 else source.threads // shape.lanes)) * (source.threads // shape.lanes)
+            for kind, (n, e, shape) in enumerate(zip(counts, each, shapes, strict=True))
+        )
+        return _Count(rows, counts, each, shares)  # type: ignore[arg-type]
+
+
+def _blocks(count: int, each: int) -> int:
+    return -(-count // each)
+
+
+def _aligned(table: Tensor) -> Tensor:
+    """A contiguous table that starts where strips may."""
+    table = table.contiguous()
+    return table if table.data_ptr() % ALIGNMENT == 0 else table.clone()
+
+
+def _out(
+    result: Result, into: Tensor, shares: int, order: Traversal, after: list[Callable[[], object]], fresh: bool
+) -> tuple[Tensor, Tensor]:
+    """What a kernel writes for a result: rows first, contiguous and aligned, and the pieces of long rows."""
+    if result.kind == "contract":
+        dtype = torch.float32 if into.dtype.is_floating_point and into.dtype.itemsize == 2 else into.dtype
+        made = torch.zeros((shares, *into.shape), dtype=dtype, device=into.device)
+        after.append(lambda: into.add_(made.sum(0)))
+        return made, made
+    moved = into.movedim(result.axis or 0, 0)
+    dense = _aligned(moved)
+    pieces = dense[:0]
+    if result.kind == "reduce" and order.pieces.numel():
+        start = start_value(result.fold, dense.dtype)
+        pieces = torch.full((order.pieces.numel(), *dense.shape[1:]), start, dtype=dense.dtype, device=dense.device)
+        if fresh:  # no kernel visits a split row as a whole
+            dense[order.pieces] = start
+        after.append(lambda: _merge(dense, order, pieces, result.fold))
+    if dense is not moved:
+        after.append(lambda: moved.copy_(dense))
+    return dense, pieces
+
+
+def _merge(into: Tensor, order: Traversal, pieces: Tensor, fold: str) -> None:
+    """Fold the pieces of long rows, in the pieces' order, all rows at once."""
+    rows, table = _pieces_of_rows(order)
+    start = pieces.new_full((1, *pieces.shape[1:]), start_value(fold, pieces.dtype))
+    wide = torch.cat([pieces, start])[table]  # [rows, most pieces, ...]
+    whole = wide.sum(1, dtype=wide.dtype) if fold == "sum" else getattr(wide, fold)(1)
+    fold_rows(into, 0, rows, whole, fold)
+
+
+def _pieces_of_rows(order: Traversal) -> tuple[Tensor, Tensor]:
+    """The split rows, int64 [R], and the pieces of each, int64 [R, most]; the number of pieces stands for none."""
+    if "pieces of rows" not in order.made:
+        rows, counts = torch.unique_consecutive(order.pieces, return_counts=True)
+        place = torch.arange(int(counts.max()), device=rows.device)
+        first = torch.cumsum(counts, 0) - counts
+        table = torch.where(place < counts[:, None], first[:, None] + place, order.pieces.numel())
+        order.made["pieces of rows"] = rows, table
+    return order.made["pieces of rows"]
+
+
+def cuda_sources(program: EdgeProgram) -> list[tuple[Stage, CudaSource]]:
+    """The CUDA kernels of a program as text, in launch order.
+
+    Raises:
+        NoKernel: an operator of the body has no scalar form.
+    """
+    return [
+        (stage, emit_cuda(stage.program, stage.order, numbers, scratch)) for stage, numbers, scratch in stages_of(program)
+    ]
+
+
+def compile_cuda_kernels(programs: Sequence[EdgeProgram], load: Load = load_library) -> dict[str, CudaKernel]:
+    """Kernels of those programs that have a scalar form, by name; the others are left to the reference backend."""
+    made = {}
+    for program in programs:
+        if has_plain_rows(program):
+            with contextlib.suppress(NoKernel):
+                made[program.name] = CudaKernel(program, load)
+    return made
+
+
+def has_cuda_kernel(program: EdgeProgram) -> bool:
+    """Whether a program has a scalar form for CUDA; nothing is compiled."""
+    try:
+        return has_plain_rows(program) and bool(cuda_sources(program))
+    except NoKernel:
+        return False
+
