@@ -9,8 +9,11 @@ on timing. What a body computes when is decided in `body.py`, as for C++.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch.fx as fx
 
@@ -93,7 +96,6 @@ class _Kernel(Lanes):
         self.own = [n for n in body.nodes if n.target is fold_to_rows]
         self.edge_arrays = [n for n in self.stored if n not in body.in_row]
         self.row_arrays = [n for n in self.stored if n in body.in_row]
-        self._written: dict[tuple[int, int], list[str]] = {}
 
     def run(self) -> CudaSource:
         exact = self.body.compares()
@@ -133,7 +135,7 @@ class _Kernel(Lanes):
 
     def _shared_bytes(self, threads: int, lanes: int, edges: int, hub: bool = True) -> int:
         nbytes = {n: self.array_size(n) * max(n.meta["type"].dtype.itemsize, 4) for n in self.stored}
-        one = sum(nbytes[n] * (1 if n in self.body.in_row else edges) for n in nbytes)
+        one = sum(nbytes[n] * (1 if n in self.body.in_row else edges + 1) for n in nbytes)
         merged = sum(size * 8 if dtype_size == 8 else size * 4 for size, dtype_size in self._merged_sizes())
         groups = threads // lanes
         return groups * one + (merged * (groups + 1) if hub and self.order is not None else 0)
@@ -152,7 +154,7 @@ class _Kernel(Lanes):
             return f"{C_TYPES[node.meta['type'].dtype]} {self.stored[node]}[{length}];{loc}"
 
         lines = ["template <int EB> struct Group {"]
-        lines += [field(n, f"{self.array_size(n)} * EB") for n in self.edge_arrays]
+        lines += [field(n, f"{self.array_size(n)} * (EB + 1)") for n in self.edge_arrays]
         lines += [field(n, str(self.array_size(n))) for n in self.row_arrays]
         lines += [] if self.stored else ["char nothing;"]
         lines += ["};", "struct Folds {"]
@@ -266,7 +268,7 @@ class _Kernel(Lanes):
         if self._merged_sizes():
             self.add("if constexpr (HUB) __syncthreads();")
         if self.stored:
-            self.add("sarc_meet(mask);")
+            self.add(_MEET)
 
     def _row_values(self, sweep: int) -> None:
         """What is computed once a row, as soon as the folds of the sweeps before are there."""
@@ -275,7 +277,7 @@ class _Kernel(Lanes):
                 continue
             with self.block():
                 self.spread([self.fold_task(node) if self.is_cooperative(node) else self.shared_task(node)])
-            self.add("sarc_meet(mask);")
+            self.add(_MEET)
             self.mark(node)
 
     # --- sweeps
@@ -283,67 +285,79 @@ class _Kernel(Lanes):
     def _sweep(self, sweep: int) -> None:
         """The blocks of a row, once; of an earlier sweep's values, those that only a row of one block still has."""
         body = self.body
-        nodes = [n for n in body.nodes if n not in body.in_row]
         folds = self._folds(sweep)
-        last = max([body.phases[n] for n in nodes] + [body.fold_phase(r) for r, _, _ in folds] + [0]) + 1
-        step = "(HUB ? GROUPS : 1) * EB"
-        with self.block(f"for (int64_t k0 = first + (HUB ? group * EB : 0); k0 < last; k0 += {step})"):
-            with self.apart() as lines:
-                for phase in range(last + 1):
-                    for earlier in range(sweep):
-                        self._again(earlier, phase)
-                    self._phase(sweep, phase, folds)
-            if lines:
-                self.add("const int here = last - k0 < EB ? int(last - k0) : EB;", *lines)
-                if self.edge_arrays:
-                    self.add("sarc_meet(mask);")
-
-    def _phase(self, sweep: int, phase: int, folds: list[tuple[fx.Node, str, str]]) -> None:
-        body = self.body
-        mine = [n for n in self.edge_arrays if body.passes[n] == sweep and body.phases[n] == phase]
-        now = [f for f in folds if body.fold_phase(f[0]) == phase]
         stores = [
             k for k in self.results
-            if self.program.results[k].kind == "store"
-            and body.passes[body.roots[k]] == sweep and body.fold_phase(body.roots[k]) == phase
+            if self.program.results[k].kind == "store" and body.passes[body.roots[k]] == sweep
         ]  # fmt: skip
-        narrow = [n for n in mine if not body.sinks(n)]
-        with self.apart() as lines:
-            self._over_edges(narrow)
-        self._written[sweep, phase] = lines
-        with self.apart() as lines:
-            few = [f for f in now if width(f[0]) <= NARROW]
-            small = [k for k in stores if width(body.roots[k]) <= NARROW]
-            self._over_edges(narrow, few, small)
-        self.add(*lines)
+        ends = [root for root, _, _ in folds] + [body.roots[k] for k in stores]
+        if not ends:
+            return
+        again = self._needed(ends)
+        arrays = [n for n in self.edge_arrays if body.passes[n] == sweep or n in again]
+        last = max([body.phases[n] for n in arrays] + [body.fold_phase(r) for r in ends])
+        step = "(HUB ? GROUPS : 1) * EB"
+        with self.block(f"for (int64_t k0 = first + (HUB ? group * EB : 0); k0 < last; k0 += {step})"):
+            self.add("const int here = last - k0 < EB ? int(last - k0) : EB;")
+            for phase in range(last + 1):
+                now = [n for n in arrays if body.phases[n] == phase]
+                with self.block("if (many)"):
+                    self._phase([n for n in now if body.passes[n] != sweep], [], [])
+                self._phase(
+                    [n for n in now if body.passes[n] == sweep],
+                    [f for f in folds if body.fold_phase(f[0]) == phase],
+                    [k for k in stores if body.fold_phase(body.roots[k]) == phase],
+                )
+            if self.edge_arrays and self.scope.lines[-1] != _MEET:
+                self.add(_MEET)
+
+    def _needed(self, ends: list[fx.Node]) -> set[fx.Node]:
+        """Shared arrays of edges that values are made of."""
+        found: set[fx.Node] = set()
+        seen: set[fx.Node] = set()
+        stack = list(ends)
+        while stack:
+            node = stack.pop()
+            if node in seen or node in self.body.in_row:
+                continue
+            seen.add(node)
+            if node in self.stored:
+                found.add(node)
+            stack.extend(node.all_input_nodes)
+        return found
+
+    def _phase(self, nodes: list[fx.Node], folds: list[tuple[fx.Node, str, str]], stores: list[int]) -> None:
+        """A block's values of one phase: those an edge a lane, then those with the lanes over features."""
+        body = self.body
+        narrow = [n for n in nodes if not body.sinks(n)]
+        self._over_edges(
+            narrow, [f for f in folds if width(f[0]) <= NARROW], [k for k in stores if width(body.roots[k]) <= NARROW]
+        )
         if narrow:
-            self.add("sarc_meet(mask);")
-        sinks = [n for n in mine if body.sinks(n)]
+            self.add(_MEET)
+        sinks = [n for n in nodes if body.sinks(n)]
         self._edge_by_edge(
-            sinks, [f for f in now if width(f[0]) > NARROW], [k for k in stores if width(body.roots[k]) > NARROW]
+            sinks, [f for f in folds if width(f[0]) > NARROW], [k for k in stores if width(body.roots[k]) > NARROW]
         )
 
-    def _over_edges(self, nodes: list[fx.Node], folds: list | None = None, stores: list[int] | None = None) -> None:
+    def _over_edges(self, nodes: list[fx.Node], folds: list, stores: list[int]) -> None:
         """Narrow values of a block, an edge a lane; what is folded and stored of them."""
         self.unmark(nodes)
+        work: list[tuple[tuple, Callable[[Index], None]]] = [(n.meta["type"].dims, partial(self._fill, n)) for n in nodes]
+        work += [(r.meta["type"].dims, partial(self._fold_entry, r, name, fold)) for r, name, fold in folds]
+        work += [(self.body.roots[k].meta["type"].dims, partial(self._store_entry, k)) for k in stores]
         with self.block("for (int q = lane; q < here; q += G)", "edge"):
             with self.behind_pointers() as lines:
-                for node in nodes:
-                    value, dims = self.computed(node), node.meta["type"].dims
-                    self.over_features(dims, lambda at: self._fill(node, value, dims, at))  # noqa: B023
-                    self.mark(node)
-                for root, name, fold in folds or []:
-                    self._fold_few(root, name, fold)
-                for k in stores or []:
-                    self._store_few(k)
+                for dims, group in itertools.groupby(work, key=lambda each: each[0]):
+                    each = [one for _, one in group]
+                    self.over_features(dims, lambda at, each=each: [one(at) for one in each])  # type: ignore[misc]
             if lines:
                 self.add("const int64_t k = k0 + q;", "(void)k;", *lines)
-        for node in nodes:
-            self.mark(node)
 
-    def _fill(self, node: fx.Node, value, dims: tuple, at: Index) -> None:
-        entry = value.element(at)
-        self.add(f"{self.slot(node, linear(at, dims))} = {entry};")
+    def _fill(self, node: fx.Node, at: Index) -> None:
+        entry = self.computed(node).element(at)
+        self.mark(node)
+        self.add(f"{self.slot(node, linear(at, node.meta['type'].dims))} = {entry};")
 
     def _edge_by_edge(self, sinks: list[fx.Node], folds: list, stores: list[int]) -> None:
         """Wide values of a block: the lanes over the features of one edge after another."""
@@ -360,26 +374,12 @@ class _Kernel(Lanes):
         for node in sinks:
             self.mark(node)
         if sinks:
-            self.add("sarc_meet(mask);")
+            self.add(_MEET)
 
     def _sink_task(self, node: fx.Node) -> Task:
         if node.target in FEATURE_FOLDS and self.body.is_wide(node.args[0]):
             return self.fold_task(node)
         return self.shared_task(node, vector=1)
-
-    def _again(self, sweep: int, phase: int) -> None:
-        """What an earlier sweep left in shared arrays, again: only where the row has several blocks."""
-        lines = list(self._written.get((sweep, phase), []))
-        body = self.body
-        sinks = [
-            n for n in self.edge_arrays if body.sinks(n) and body.passes[n] == sweep and body.phases[n] == phase
-        ]
-        if not lines and not sinks:
-            return
-        with self.block("if (many)"):
-            if lines:
-                self.add(*lines, "sarc_meet(mask);")
-            self._edge_by_edge(sinks, [], [])
 
     # --- folds
 
@@ -406,14 +406,9 @@ class _Kernel(Lanes):
         self.add(f"{C_TYPES[type_.dtype]} {name}[{length}];")
         self.add(f"SARC_UNROLL for (int i = 0; i < {length}; ++i) {name}[i] = {start};")
 
-    def _fold_few(self, root: fx.Node, name: str, fold: str) -> None:
-        value, dims = self.value(root), root.meta["type"].dims
-
-        def one(at: Index) -> None:
-            entry, place = value.element(at), f"{name}[{linear(at, dims)}]"
-            self.add(f"{place} = {COMBINE[fold].format(place, entry)};")
-
-        self.over_features(dims, one)
+    def _fold_entry(self, root: fx.Node, name: str, fold: str, at: Index) -> None:
+        entry, place = self.value(root).element(at), f"{name}[{linear(at, root.meta['type'].dims)}]"
+        self.add(f"{place} = {COMBINE[fold].format(place, entry)};")
 
     def _fold_task(self, root: fx.Node, name: str, fold: str) -> Task:
         value, dims = self.value(root), root.meta["type"].dims
@@ -428,15 +423,10 @@ class _Kernel(Lanes):
 
     # --- what is written
 
-    def _store_few(self, k: int) -> None:
-        value, size = self.value(self.body.roots[k]), self._size(k)
-        where = "k" if -1 - k in self.scratch else "edges[k]"
-
-        def one(at: Index) -> None:
-            entry = value.element(at)
-            self.add(f"sarc_put(y{k}[int64_t({where}) * {size} + {linear(at, value.dims)}], {entry});")
-
-        self.over_features(value.dims, one)
+    def _store_entry(self, k: int, at: Index) -> None:
+        root, where = self.body.roots[k], "k" if -1 - k in self.scratch else "edges[k]"
+        entry, offset = self.value(root).element(at), linear(at, root.meta["type"].dims)
+        self.add(f"sarc_put(y{k}[int64_t({where}) * {self._size(k)} + {offset}], {entry});")
 
     def _put_task(self, k: int, where: str) -> Task:
         """The features of a value as row `where` of a result."""
@@ -491,7 +481,7 @@ class _Kernel(Lanes):
         for node in own:
             self.mark(node)
         if own:
-            self.add("sarc_meet(mask);")
+            self.add(_MEET)
 
     @staticmethod
     def _merged_name(name: str) -> str:
@@ -564,8 +554,9 @@ class _Kernel(Lanes):
         self.spread([Task(dims, vector, each)])
 
 
+_MEET = "sarc_meet(mask);"
 _HEAD = (
-    "constexpr int GROUPS = THREADS / G;",
+    "constexpr int GROUPS = THREADS / G, PITCH = EB + 1;  // features of an edge lie in different banks",
     "__shared__ Group<EB> all[GROUPS];",
     "__shared__ Folds merged[HUB ? GROUPS + 1 : 1];",
     "const int lane = threadIdx.x % G, group = threadIdx.x / G;",

@@ -48,6 +48,7 @@ class Values(Code):
     def __init__(self, body: Body, scratch: frozenset[int]):
         super().__init__()
         self.body, self.program, self.scratch = body, body.program, scratch
+        _wait_for_readers(body)
         self.ready: set[fx.Node] = set()
         self.draws = False
         self.canonical, self.vector, self.span = "", 1, 0
@@ -119,7 +120,7 @@ class Values(Code):
         name = self.stored[node]
         if node in self.body.in_row:
             return f"s.{name}[{offset}]"
-        place = f"({offset}) * EB + q" if " " in offset else "q" if offset == "0" else f"{offset} * EB + q"
+        place = f"({offset}) * PITCH + q" if " " in offset else "q" if offset == "0" else f"{offset} * PITCH + q"
         return f"s.{name}[{place}]"
 
     # --- reading
@@ -156,16 +157,16 @@ class Values(Code):
     def _array(self, node: fx.Node) -> Value:
         dims = node.meta["type"].dims
         read = lambda i: self.slot(node, i)  # noqa: E731
-        return Value(lambda at: read(linear(at, dims)), dims, True, read)
+        # An entry that was computed in this block of code still has its name.
+        entry = lambda at: self.scope.find((node, _place(at, dims))) or read(linear(at, dims))  # noqa: E731
+        return Value(entry, dims, True, read)
 
     def _once(self, node: fx.Node, value: Value) -> Value:
         """A reader that computes each entry once a block of code."""
         return Value(lambda at: self._named(node, at, lambda: value.element(at)), value.dims)
 
     def _named(self, node: fx.Node, at: Index | str, text: Callable[[], str]) -> str:
-        dims = node.meta["type"].dims
-        place = at if isinstance(at, str) else tuple(i for i, d in zip(at, dims, strict=True) if d != 1 and not isinstance(d, Rows))
-        key = (node, place)
+        key = (node, at if isinstance(at, str) else _place(at, node.meta["type"].dims))
         found = self.scope.find(key)
         if found is None:
             right = text()
@@ -241,7 +242,7 @@ class Values(Code):
         kind = self.compute_type(node.meta["type"].dtype)
 
         def element(at: Index) -> str:
-            key = (node, tuple(at))
+            key = (node, _place(at, node.meta["type"].dims))
             found = self.scope.find(key)
             if found is None:
                 found = self.new_name(node)
@@ -297,7 +298,7 @@ class Values(Code):
         keep = len(node.meta["type"].dims) == len(dims)
 
         def element(at: Index) -> str:
-            key = (node, tuple(at))
+            key = (node, _place(at, node.meta["type"].dims))
             found = self.scope.find(key)
             if found is None:
                 found = self.new_name(node)
@@ -348,3 +349,19 @@ class Values(Code):
         """Loops of one lane over all features of `dims`."""
         at = [f"i{axis}" if not isinstance(d, Rows) and d != 1 else "0" for axis, d in enumerate(dims)]
         self.loops([(name, dims[axis]) for axis, name in enumerate(at) if name != "0"], lambda: body(at))
+
+
+def _place(at: Index, dims: tuple) -> tuple[str, ...]:
+    """An index, on the axes that have several entries."""
+    return tuple(i for i, d in zip(at, dims, strict=True) if d != 1 and not isinstance(d, Rows))
+
+
+def _wait_for_readers(body: Body) -> None:
+    """Values of edges are computed in the first sweep that reads them, rather than in the first that could."""
+    for node in reversed(body.nodes):
+        if node in body.in_row:
+            continue
+        sweeps = [body.passes[r] - 1 if r.target is fold_to_rows else body.passes[r] for r in body.readers(node)]
+        if node in body.roots.values():
+            sweeps.append(body.passes[node])
+        body.passes[node] = max(body.passes[node], min(sweeps, default=0))
