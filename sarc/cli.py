@@ -159,11 +159,10 @@ def plan(wanted: Wanted, run: bool, as_json: bool) -> None:
 @_about_a_model
 def kernels(wanted: Wanted, target: str, only: str | None, table: bool, as_json: bool) -> None:
     """Print the generated code of every edge program, or why it has none."""
-    from sarc.commands.kernels import check_target, kernels
+    from sarc.commands.kernels import kernels
     from sarc.commands.run_model import start
 
-    check_target(target)
-    kernels(start(wanted), only, table, as_json)
+    kernels(start(wanted), target, only, table, as_json)
 
 
 @main.command()

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from sarc.codegen.build import compiler, require_compiler
 from sarc.codegen.coverage import Run, require_kernels, runs
-from sarc.codegen.explain import why_no_kernel
+from sarc.codegen.cuda_kernels import has_cuda_kernel
+from sarc.codegen.explain import try_emit, why_no_kernel
 from sarc.codegen.kernels import CppKernel, compile_kernels, has_kernel
 from sarc.codegen.warn_once import warn_once
 from sarc.cost import program_cost
@@ -206,6 +207,21 @@ class Pipeline:
             except CodegenError as error:
                 warn_once(f"a kernel could not be built, plain torch runs in its place: {error}")
         return made
+
+    def sources(
+        self, program: Program, remote: frozenset[str], target: str
+    ) -> list[tuple[EdgeProgram, list[str] | str]]:
+        """The text of every kernel of a program on a part, or why an edge program has none; nothing is compiled.
+
+        Args:
+            program: of a stage, before it is partitioned.
+            remote: columns known to reach other parts.
+            target: "cpp" or "cuda", whether this machine has its compiler or not.
+        """
+        has = has_cuda_kernel if target == "cuda" else has_kernel
+        partitioned = FuseRows(has).run(MergeRowPhases(has).run(PartitionProgram(remote).run(program)))
+        found = [(edges, try_emit(edges, target)) for edges in edge_programs(partitioned)]
+        return [(edges, made if isinstance(made, str) else [s.text for s in made]) for edges, made in found]
 
     def runs(self, program: Program, kernels: Mapping[str, CppKernel]) -> dict[str, Run]:
         """How each edge program of a partitioned program runs, by name."""

@@ -1,8 +1,10 @@
-"""Why an edge program has no C++ kernel."""
+"""Why an edge program has no kernel, and the text of those it has."""
 
 from __future__ import annotations
 
 from sarc.codegen.cpp import Source
+from sarc.codegen.cuda import CudaSource
+from sarc.codegen.cuda_kernels import cuda_sources
 from sarc.codegen.kernels import has_plain_rows, sources_of
 from sarc.codegen.views import NoKernel
 from sarc.ir.edge_program import EdgeProgram
@@ -14,11 +16,11 @@ def why_no_kernel(program: EdgeProgram) -> str:
     return found if isinstance(found, str) else ""
 
 
-def try_emit(program: EdgeProgram) -> list[Source] | str:
-    """The generated translation units of a program, or why there are none. Nothing is compiled."""
+def try_emit(program: EdgeProgram, target: str = "cpp") -> list[Source | CudaSource] | str:
+    """The generated translation units of a program for "cpp" or "cuda", or why there are none. Nothing is compiled."""
     if not has_plain_rows(program):
         return "an operand or a result holds flattened rows"
     try:
-        return [source for _, source in sources_of(program)]
+        return [source for _, source in (cuda_sources if target == "cuda" else sources_of)(program)]
     except NoKernel as reason:
         return str(reason)

@@ -10,6 +10,7 @@ import subprocess
 import torch
 
 from sarc.codegen.build import FLAGS, build, cache_directory, compiler
+from sarc.codegen.nvcc import nvcc
 from sarc.commands.output import as_records, write_json, write_table
 from sarc.errors import CodegenError
 from sarc.runtime.distributed import available_backends
@@ -67,7 +68,7 @@ def _devices() -> list[tuple[str, str, str]]:
     return [
         ("threads", "ok", threads),
         ("CUDA", "ok" if torch.cuda.is_available() else "missing", f"{cuda}{f': {found}' if found else ''}"),
-        ("CUDA kernels", "missing", "sarc has no CUDA emitter yet"),
+        ("CUDA kernels", "ok" if nvcc() else "missing", nvcc() or "nvcc: CUDACXX, PATH, CUDA_HOME, /usr/local/cuda"),
     ]
 
 

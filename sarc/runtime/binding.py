@@ -45,6 +45,7 @@ class Binding:
         programs: partitioned programs by stage.
         schedules: schedule of each hosted part, by stage.
         kernels: compiled edge programs by name, by stage; the others run in plain torch.
+        remote: names of the columns that reach other parts, by stage.
     """
 
     structural: list[tuple[Tensor, int]]
@@ -53,6 +54,7 @@ class Binding:
     programs: dict[str, Program] = field(default_factory=dict)
     schedules: dict[str, list[Schedule]] = field(default_factory=dict)
     kernels: dict[str, Mapping[str, Kernel]] = field(default_factory=dict)
+    remote: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def fits(self, structural: Sequence[Tensor]) -> bool:
         """Whether it was made from tensors of these values."""
@@ -169,6 +171,7 @@ def _schedule(
     works = {s.rank: map_all(s, bound, cut) for s, bound, cut in zip(states, binding.bound, cuts, strict=True)}
     run_parts(works, host.transport)
     remote = frozenset(c.name for c, t in wanted if states[0].columns[c.name, t].remote)
+    binding.remote[stage] = remote
     partitioned = compiler.partition(program, remote, states[0].columns)
     for state in states:
         state.spaces = partitioned.spaces.copy()

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sarc.errors import GraphError, OptionError, PartitionError, SarcError, UnsupportedModelError
+from sarc.ir.edge_program import EdgeProgram
 from sarc.ir.print import format_program
 from sarc.ir.program import Input
 from sarc.ir.schedule import Schedule
@@ -24,6 +25,8 @@ from sarc.runtime.profile import current_profile
 from sarc.runtime.step import Step
 from sarc.runtime.transport import run_collective
 from sarc.runtime.variants import Compiler, Variant, Variants
+
+KERNEL_TARGETS = ("cpp", "cuda")
 
 
 class CompiledModule(nn.Module):
@@ -263,6 +266,27 @@ class CompiledModule(nn.Module):
     def plan(self) -> Plan:
         """What the last call exchanges, stores, keeps and computes; prints as a table."""
         return make_plan(self._called().bound, self._compiler.cost, self._compiler.runs)
+
+    def kernels(self, target: str = "cpp") -> str:
+        """The generated code of the last call's edge programs, for "cpp" or "cuda"; no compiler and no GPU is needed."""
+        texts = []
+        for stage, edges, found in self.kernel_sources(target):
+            if isinstance(found, str):
+                texts.append(f"// {stage} @{edges.name} has no kernel: {found}\n")
+            else:
+                texts += [f"// {stage} @{edges.name}, traversal {k}\n{text}" for k, text in enumerate(found)]
+        return "\n".join(texts)
+
+    def kernel_sources(self, target: str = "cpp") -> list[tuple[str, EdgeProgram, list[str] | str]]:
+        """(stage, edge program, its translation units or why it has none) of the last call's edge programs."""
+        if target not in KERNEL_TARGETS:
+            raise OptionError(f"target: expected one of {', '.join(map(repr, KERNEL_TARGETS))}, got {target!r}")
+        variant = self._called()
+        return [
+            (stage, edges, found)
+            for stage, remote in variant.bound.remote.items()
+            for edges, found in self._compiler.sources(variant.stages[stage], remote, target)
+        ]
 
     def differences(self) -> list[Difference]:
         """What `verify=True` compared so far: the largest difference of every result, buffer and gradient."""

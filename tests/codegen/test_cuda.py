@@ -1,0 +1,136 @@
+"""CUDA kernels, their warps emulated on the CPU, equal plain torch: random edge programs, and models."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import example, given
+
+from sarc.codegen import build
+from sarc.codegen.cuda_kernels import compile_cuda_kernels, cuda_sources, has_cuda_kernel
+from tests.codegen.edge_programs import Drawn, DrawnGraph, drawn_programs, graphs, run_kernel, run_reference, tables
+from tests.codegen.emulate import ORDERS, emulated
+from tests.equivalence.case import standard_cut
+from tests.equivalence.compare import check_mode, pair
+from tests.equivalence.model_lists import case_named
+
+pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler on this machine")
+
+# Bounds on |a - b| / max(1, max|b|): rounding of a few hundred terms; values that 16 bits store are rounded once more.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+SMALL, HUB = DrawnGraph(20, 60, 0, 1), DrawnGraph(30, 100, 700, 2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory):
+    """Kernels of the tests are built by the tests."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("SARC_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
+    yield
+    patch.undo()
+
+
+def compare(drawn: Drawn, graph: DrawnGraph, dtype: torch.dtype = torch.float64, parts: int = 1) -> None:
+    """One program as a kernel and in plain torch; its threads in every order give the same bits."""
+    columns, program = graph.columns(), drawn.program(dtype)
+    edges = columns[0].numel()
+    values = tables(program, graph.nodes, edges)
+    exact = drawn.program(torch.float64)
+    expected = run_reference(exact, columns, graph.nodes, [v.double() if v.is_floating_point() else v for v in values])
+    found = [
+        run_kernel(program, columns, graph.nodes, values, partial(emulated, order=order), parts) for order in ORDERS
+    ]
+    for mine in found[1:]:
+        assert all(torch.equal(a.nan_to_num(7), b.nan_to_num(7)) for a, b in zip(found[0], mine, strict=True))
+    for ours, theirs in zip(found[0], expected, strict=True):
+        assert torch.equal(ours.isfinite(), theirs.isfinite())
+        ours, theirs = ours.double().nan_to_num(0, 0, 0), theirs.nan_to_num(0, 0, 0)
+        worst = (ours - theirs).abs().max() if theirs.numel() else torch.tensor(0.0)
+        assert worst <= TOLERANCE[dtype] * max(1.0, float(theirs.abs().max()) if theirs.numel() else 1.0)
+
+
+EVERYTHING = (("dot", 0, 1), ("score", 0, 1), ("weigh", 0, 0), ("parameter", 0, 0), ("drop", 0, 0))
+
+
+@given(drawn_programs, graphs)
+@example(Drawn(4, 32, EVERYTHING, ("sum to dst", "sum to src", "few to dst", "contract", "store few")), HUB)
+@example(Drawn(3, 5, EVERYTHING, (), softmax=True), DrawnGraph(3, 0, 0, 0))
+def test_drawn_programs(drawn: Drawn, graph: DrawnGraph) -> None:
+    compare(drawn, graph)
+
+
+@pytest.mark.parametrize("features", [1, 3, 7, 17, 64, 100, 257])
+def test_widths(features: int) -> None:
+    """A softmax over rows of every length, one of them a hub, and folds to both ends."""
+    compare(Drawn(2, features, (("dot", 0, 1), ("score", 0, 1)), (), softmax=True), HUB)
+    compare(Drawn(1, features, (("weigh", 0, 0),), ("sum to dst", "few to src")), HUB)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("features", [5, 64])
+def test_dtypes(dtype: torch.dtype, features: int) -> None:
+    """16 bits are loaded and stored eight at a time; sums are float32."""
+    compare(Drawn(2, features, (("score", 0, 1), ("weigh", 0, 0)), ("sum to dst", "contract", "few to dst")), HUB, dtype)
+
+
+@pytest.mark.parametrize("parts", [2, 5])
+def test_blocks_fold_into_what_is_there(parts: int) -> None:
+    drawn = Drawn(3, 8, (("dot", 0, 1), ("weigh", 0, 0), ("drop", 0, 0)), ("sum to dst", "amax to dst", "few to src"))
+    compare(drawn, HUB, parts=parts)
+
+
+def test_rows_in_pieces() -> None:
+    """A row so long that blocks of threads share it, merged in order."""
+    long = DrawnGraph(5, 20, 20_000, 3)
+    compare(Drawn(1, 4, (("weigh", 0, 0),), ("sum to dst", "amax to dst")), long)
+    compare(Drawn(1, 4, (("score", 0, 1),), (), softmax=True), long)
+
+
+def test_short_rows_are_visited_by_few_lanes() -> None:
+    """Where no value of an edge is wide."""
+    drawn = Drawn(2, 3, (("score", 0, 1),), ("few to dst", "few to src"))
+    found = [source for _, source in cuda_sources(drawn.program(torch.float64))]
+    assert any(source.short is not None for source in found)
+    for graph in (SMALL, HUB):
+        compare(drawn, graph)
+
+
+MODELS = ("GATConv dropout", "SAGEConv max", "self loops replaced", "edges by a mask", "nodes on the second axis")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training step of a listed model over four parts, one of them empty, all edge programs as emulated kernels."""
+    made = []
+
+    def compile_all(programs):
+        found = compile_cuda_kernels(programs, emulated)
+        made.extend(found)
+        return found
+
+    monkeypatch.setattr("sarc.compiler.compile_kernels", compile_all)
+    monkeypatch.setattr("sarc.compiler.has_kernel", has_cuda_kernel)
+    case = case_named(name)
+    for parts in (1, 4):
+        plain, compiled, values = pair(case, standard_cut(parts))
+        check_mode(case, plain, compiled, values, train=True, gradients=True)
+    assert made
+
+
+def test_a_meeting_that_is_missing_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The emulation is no rubber stamp: without its meetings a kernel's results depend on the order of threads."""
+    monkeypatch.setattr("sarc.codegen.cuda._MEET", "")
+    with pytest.raises(AssertionError):
+        compare(Drawn(2, 64, (("dot", 0, 1), ("weigh", 0, 0)), ("sum to dst",)), SMALL)
+
+
+def test_a_lane_that_stays_away_fails_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sarc.codegen import cuda
+    from sarc.errors import CodegenError
+
+    monkeypatch.setattr("sarc.codegen.cuda._MEET", "if (lane != 1) sarc_meet(mask);")
+    assert cuda._MEET != "sarc_meet(mask);"
+    with pytest.raises(CodegenError, match="kernel drawn \\(model.py:1\\): its launch failed: threads wait"):
+        compare(Drawn(2, 64, (("dot", 0, 1), ("weigh", 0, 0)), ("sum to dst",)), SMALL)
