@@ -161,8 +161,8 @@ def _build_in(toolchain: Toolchain, folder: Path, key: str, text: str, what: str
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise CodegenError(
-            f"{what}: the library that {toolchain.command[0]} made cannot be loaded: {error}; if its folder forbids programs "
-            f"(noexec), set SARC_CACHE_DIR to another one"
+            f"{what}: the library that {toolchain.command[0]} made cannot be loaded: {error}; if its folder forbids "
+            f"programs (noexec), set SARC_CACHE_DIR to another one"
         ) from error
 
 
@@ -197,7 +197,8 @@ def _compile(toolchain: Toolchain, text: str, source: Path, library: Path, what:
             raise CodegenError(f"{what}: {command[0]} cannot be started: {error}") from error
         if code != 0 or not made.exists():
             shown = "\n".join(output.splitlines()[:_SHOWN_LINES])
-            raise CodegenError(f"{what}: {' '.join(command)} {_ended(code, toolchain.seconds)}:\n{shown}\nthe source is kept in {source}")
+            ended = f"{what}: {' '.join(command)} {_ended(code, toolchain.seconds)}"
+            raise CodegenError(f"{ended}:\n{shown}\nthe source is kept in {source}")
         if toolchain.report:
             said = Path(scratch) / f"{source.stem}{toolchain.report}"
             said.write_text(output)

@@ -1,17 +1,17 @@
 """CUDA emitter: an EdgeProgram as a kernel in which groups of lanes visit rows, blocks of their edges, and features.
 
-A group of G lanes, at most a warp, visits a row. Its edges come in blocks of EB: narrow values are computed an edge a lane,
-wide ones edge by edge with the lanes over features. Folds stay in registers until the row ends. Rows come ordered by
-their lengths: a long row is visited by all groups of a thread block, which merge their folds in order, and where no value
-of an edge is wide, short rows are visited by small groups. No two groups write to one place, so results do not depend
-on timing. What a body computes when is decided in `body.py`, as for C++.
+A group of G lanes, at most a warp, visits a row. Its edges come in blocks of EB: narrow values are computed an edge a
+lane, wide ones edge by edge with the lanes over features. Folds stay in registers until the row ends. Rows come ordered
+by their lengths: a long row is visited by all groups of a thread block, which merge their folds in order, and where no
+value of an edge is wide, short rows are visited by small groups. No two groups write to one place, so results do not
+depend on timing. What a body computes when is decided in `body.py`, as for C++.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,7 +25,6 @@ from sarc.codegen.expression import C_TYPES, stored_type
 from sarc.codegen.loops import indent
 from sarc.codegen.value import linear
 from sarc.codegen.views import Index, NoKernel
-from sarc.ir.dialect import UNIFORM
 from sarc.ir.edge_program import EdgeProgram, fold_to_rows
 
 SHARED_BYTES = 48 << 10  # of a block, without asking for more
@@ -127,9 +126,9 @@ class _Kernel(Lanes):
             for threads in (128, 64, 32):
                 for edges in (32, 16, 8):
                     if self._shared_bytes(threads, lanes, edges) <= most:
-                        short = Shape(SHORT_GROUP, SHORT_BLOCK) if self.lanes is None and self.order is not None else None
-                        if short and self._shared_bytes(threads, *(SHORT_GROUP, SHORT_BLOCK), hub=False) > most:
-                            short = None
+                        fits = self._shared_bytes(threads, SHORT_GROUP, SHORT_BLOCK, hub=False) <= most
+                        few = self.lanes is None and self.order is not None and fits
+                        short = Shape(SHORT_GROUP, SHORT_BLOCK) if few else None
                         return threads, Shape(lanes, edges), short
         raise NoKernel("the values of a row do not fit the shared memory of a block of threads")
 
@@ -149,6 +148,7 @@ class _Kernel(Lanes):
 
     def _shared(self) -> list[str]:
         """What a group keeps in shared memory, and what the groups of a hub's block tell each other."""
+
         def field(node: fx.Node, length: str) -> str:
             loc = f"  // {node.meta['loc']}" if node.meta.get("loc") else ""
             return f"{C_TYPES[node.meta['type'].dtype]} {self.stored[node]}[{length}];{loc}"
@@ -208,7 +208,8 @@ class _Kernel(Lanes):
             lines.extend([
                 f"if ({count} > 0) {{",
                 f"const int64_t blocks = sarc_blocks({count}, {each} * {groups});",
-                f"SARC_LAUNCH({kernel}, blocks, THREADS, stream, {names}, seed, step, fresh, {begin}, {count}, {each}, share);",
+                f"SARC_LAUNCH({kernel}, blocks, THREADS, stream, {names},",
+                f"    seed, step, fresh, {begin}, {count}, {each}, share);",
                 f"share += blocks * (THREADS / {shape.lanes});",
                 "}",
             ])  # fmt: skip
@@ -343,14 +344,14 @@ class _Kernel(Lanes):
     def _over_edges(self, nodes: list[fx.Node], folds: list, stores: list[int]) -> None:
         """Narrow values of a block, an edge a lane; what is folded and stored of them."""
         self.unmark(nodes)
-        work: list[tuple[tuple, Callable[[Index], None]]] = [(n.meta["type"].dims, partial(self._fill, n)) for n in nodes]
+        work: list[tuple[tuple, Callable[[Index], None]]] = []
+        work += [(n.meta["type"].dims, partial(self._fill, n)) for n in nodes]
         work += [(r.meta["type"].dims, partial(self._fold_entry, r, name, fold)) for r, name, fold in folds]
         work += [(self.body.roots[k].meta["type"].dims, partial(self._store_entry, k)) for k in stores]
         with self.block("for (int q = lane; q < here; q += G)", "edge"):
             with self.behind_pointers() as lines:
                 for dims, group in itertools.groupby(work, key=lambda each: each[0]):
-                    each = [one for _, one in group]
-                    self.over_features(dims, lambda at, each=each: [one(at) for one in each])  # type: ignore[misc]
+                    self.over_features(dims, partial(_all, [one for _, one in group]))
             if lines:
                 self.add("const int64_t k = k0 + q;", "(void)k;", *lines)
 
@@ -471,7 +472,8 @@ class _Kernel(Lanes):
                 self.add("__syncthreads();")
             for node in own:
                 name = self.stored[node]
-                self.add(f"for (int i = lane; i < {self.array_size(node)}; i += G) s.{name}[i] = merged[GROUPS].{name}[i];")
+                every = f"for (int i = lane; i < {self.array_size(node)}; i += G)"
+                self.add(f"{every} s.{name}[i] = merged[GROUPS].{name}[i];")
         self.add("else {")
         for k, name in results:
             self._write(k, name)
@@ -554,6 +556,11 @@ class _Kernel(Lanes):
         self.spread([Task(dims, vector, each)])
 
 
+def _all(each: Sequence[Callable[[Index], None]], at: Index) -> None:
+    for one in each:
+        one(at)
+
+
 _MEET = "sarc_meet(mask);"
 _HEAD = (
     "constexpr int GROUPS = THREADS / G, PITCH = EB + 1;  // features of an edge lie in different banks",
@@ -575,7 +582,7 @@ constexpr int THREADS = {threads};
 {shared}
 
 template <int G, int EB, bool HUB>
-__global__ void __launch_bounds__(THREADS) sarc_rows(
+__global__ void __launch_bounds__(THREADS, 512 / THREADS) sarc_rows(
     {parameters}) {{
 {body}
 }}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 from sarc.codegen.cuda import NUMBERS, CudaSource, emit_cuda
 from sarc.codegen.cuda_traversal import RowsByLength, rows_by_length
 from sarc.codegen.divide import Stage
-from sarc.codegen.kernels import has_plain_rows, row_lengths, rng_operand, scratch_of, stages_of
+from sarc.codegen.kernels import has_plain_rows, rng_operand, row_lengths, scratch_of, stages_of
 from sarc.codegen.nvcc import Library, Load, load_library
 from sarc.codegen.traversal import Traversal, traversal
 from sarc.codegen.views import NoKernel
@@ -25,6 +27,7 @@ from sarc.ir.edge_program import EdgeProgram, Result
 MOST_SHARES = 4096
 ALIGNMENT = 64  # of tables: lanes read up to 128 bits at once, and strips of wide integers are longer
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+
 
 @dataclass(frozen=True)
 class _Launch:
@@ -105,9 +108,7 @@ class CudaKernel:
         if self._held and (self._held[0].shape[0] < length or self._held[0].device != keys.device):
             self._held.clear()
         if len(self._held) < len(self._scratch):
-            self._held = [
-                torch.empty(row_lengths(t, length), dtype=t.dtype, device=keys.device) for t in self._scratch
-            ]
+            self._held = [torch.empty(row_lengths(t, length), dtype=t.dtype, device=keys.device) for t in self._scratch]
         for launch, order in zip(self._launches, traversals, strict=True):
             given = [operands[k] if k >= 0 else self._held[-1 - k] for k in launch.stage.operands]
             made = [results[k] if k >= 0 else self._held[-1 - k] for k in launch.stage.results]
@@ -116,7 +117,9 @@ class CudaKernel:
                 positions = order.positions_in(traversals[0], keys.numel())
             self._run(launch, order, positions, given, made, keys, fresh)
 
-    def _run(self, launch: _Launch, order: Traversal, positions: Tensor, operands, results, keys: Tensor, fresh) -> None:
+    def _run(
+        self, launch: _Launch, order: Traversal, positions: Tensor, operands, results, keys: Tensor, fresh: bool
+    ) -> None:
         program, source = launch.stage.program, launch.source
         count = _Count.of(source, program, order)
         if count.nothing:
@@ -150,13 +153,13 @@ class CudaKernel:
         if status == OUT_OF_MEMORY:
             raise BudgetError(f"{text}; partition into more parts")
         raise CodegenError(
-            f"{text}; the source is kept in {library.where}; CUDA_LAUNCH_BLOCKING=1 shows which launch an earlier error "
-            f"comes from, and backend='reference' runs without kernels"
+            f"{text}; the source is kept in {library.where}; CUDA_LAUNCH_BLOCKING=1 shows which launch an earlier "
+            f"error comes from, and backend='reference' runs without kernels"
         )
 
 
 @contextlib.contextmanager
-def _on(device: torch.device):
+def _on(device: torch.device) -> Iterator[int]:
     """The current stream of a CUDA device, with the device made current; 0 of the CPU, where warps are emulated."""
     if device.type != "cuda":
         yield 0
@@ -266,8 +269,24 @@ def cuda_sources(program: EdgeProgram) -> list[tuple[Stage, CudaSource]]:
         NoKernel: an operator of the body has no scalar form.
     """
     return [
-        (stage, emit_cuda(stage.program, stage.order, numbers, scratch)) for stage, numbers, scratch in stages_of(program)
+        (stage, emit_cuda(stage.program, stage.order, numbers, scratch))
+        for stage, numbers, scratch in stages_of(program)
     ]
+
+
+def build_ahead(programs: Sequence[EdgeProgram], load: Load = load_library) -> None:
+    """Fill the cache with the kernels of programs, several at a time: nvcc takes seconds a unit, on one core.
+
+    What fails here fails again, and is said, when the kernel is made.
+    """
+    units: list[tuple[CudaSource, str]] = []
+    for program in programs:
+        with contextlib.suppress(NoKernel):
+            if has_plain_rows(program):
+                units += [(source, f"kernel {program.name} ({program.loc})") for _, source in cuda_sources(program)]
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for made in [pool.submit(load, *unit) for unit in units]:
+            made.exception()
 
 
 def compile_cuda_kernels(programs: Sequence[EdgeProgram], load: Load = load_library) -> dict[str, CudaKernel]:
@@ -286,4 +305,3 @@ def has_cuda_kernel(program: EdgeProgram) -> bool:
         return has_plain_rows(program) and bool(cuda_sources(program))
     except NoKernel:
         return False
-

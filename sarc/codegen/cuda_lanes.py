@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 import torch.fx as fx
 
 from sarc.codegen.body import Body, features, width
@@ -198,13 +197,13 @@ class Lanes(Values):
 
         before = (f"{kind} {part}[{size}];", f"SARC_UNROLL for (int r = 0; r < {size}; ++r) {part}[r] = {start};")
         put = f"if (lane == 0) {self.slot(node, 'r')} = {part}[r];"
-        after = (
+        done: tuple[str, ...] = (
             f"SARC_UNROLL for (int r = 0; r < {size}; ++r) {{",
             f"{part}[r] = {over.format('G', f'{part}[r]')};",
             put,
             "}",
         )
-        return Task(dims, vector, several, before=before, after=after)
+        return Task(dims, vector, several, before=before, after=done)
 
     def shared_task(self, node: fx.Node, vector: int | None = None) -> Task:
         """The computation of a stored value, a feature a lane."""

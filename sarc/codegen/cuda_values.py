@@ -10,6 +10,7 @@ from __future__ import annotations
 import keyword
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.fx as fx
@@ -218,8 +219,10 @@ class Values(Code):
         name = f"x{k}_at"
         if name not in edge.names:
             edge.names[name] = name
-            where = f"c{operand.column}[k]" if operand.column is not None else (
-                "positions[k]" if k in self.scratch else "edges[k]"
+            where = (
+                f"c{operand.column}[k]"
+                if operand.column is not None
+                else ("positions[k]" if k in self.scratch else "edges[k]")
             )
             kind = stored_type(operand.type.dtype)
             edge.lines.append(f"const {kind}* __restrict__ {name} = x{k} + int64_t({where}) * {size};")
@@ -237,7 +240,9 @@ class Values(Code):
         draw = lambda at: f"sarc_uniform(keys[k], {linear(at, dims)}, {op}, seed, step)"  # noqa: E731
         return self._once(node, Value(draw, dims, cheap=False))
 
-    def _chosen(self, node: fx.Node, choices: Callable[[Index], list[tuple[str, Callable[[], str]]]], start: str) -> Value:
+    def _chosen(
+        self, node: fx.Node, choices: Callable[[Index], list[tuple[str, Callable[[], str]]]], start: str
+    ) -> Value:
         """A value whose entries come from where a condition says: only that is read."""
         kind = self.compute_type(node.meta["type"].dtype)
 
@@ -263,12 +268,13 @@ class Values(Code):
             raise NoKernel("rows of several sets side by side")
 
         def choices(at: Index) -> list[tuple[str, Callable[[], str]]]:
-            found, start = [], 0
+            found: list[tuple[str, Callable[[], str]]] = []
+            start = 0
             for part in parts:
                 end = start + part.dims[axis]
                 inner = list(at)
                 inner[axis] = "0" if part.dims[axis] == 1 else f"({at[axis]} - {start})" if start else at[axis]
-                found.append((f"{at[axis]} >= {start} && {at[axis]} < {end}", lambda p=part, i=inner: p.element(i)))
+                found.append((f"{at[axis]} >= {start} && {at[axis]} < {end}", partial(part.element, inner)))
                 start = end
             return found
 
@@ -310,9 +316,10 @@ class Values(Code):
                 over = {axis: f"{found}_i{axis}" for axis in sorted(reduced) if dims[axis] != 1}
                 for axis in reduced:
                     inner[axis] = over.get(axis, "0")
-                self.loops([(over[axis], dims[axis]) for axis in over], lambda: self.add(
-                    f"{found} = {COMBINE[fold].format(found, source.element(inner))};"
-                ))
+                self.loops(
+                    [(over[axis], dims[axis]) for axis in over],
+                    lambda: self.add(f"{found} = {COMBINE[fold].format(found, source.element(inner))};"),
+                )
                 self.scope.names[key] = found
             return found
 

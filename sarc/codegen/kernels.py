@@ -203,7 +203,10 @@ def sources_of(program: EdgeProgram) -> list[tuple[Stage, Source]]:
     Raises:
         NoKernel: an operator of the body has no scalar form.
     """
-    return [(stage, emit(stage.program, stage.order, numbers, scratch)) for stage, numbers, scratch in stages_of(program)]
+    return [
+        (stage, emit(stage.program, stage.order, numbers, scratch))
+        for stage, numbers, scratch in stages_of(program)
+    ]
 
 
 def stages_of(program: EdgeProgram) -> list[tuple[Stage, tuple[int, ...], frozenset[int]]]:

@@ -18,7 +18,10 @@ from sarc.codegen.build import Toolchain, build_with, cache_directory
 from sarc.codegen.cuda import CudaSource
 from sarc.errors import CodegenError
 
-FLAGS = ("-O3", "-std=c++17", "-shared", "-Xcompiler", "-fPIC", "--expt-relaxed-constexpr", "-Xptxas", "-v")
+FLAGS = (
+    "-O3", "-std=c++17", "-shared", "-Xcompiler", "-fPIC", "--expt-relaxed-constexpr", "-Xptxas", "-v",
+    "-diag-suppress=177",  # functions of the prelude that a unit does not use
+)  # fmt: skip
 # Values that another kernel must find again to the bit are computed without contraction of products and sums.
 TO_THE_BIT = "-fmad=false"
 WITHOUT_A_GPU = (80, 90)
@@ -173,8 +176,6 @@ _USAGE = re.compile(
 def parse_usage(said: str) -> list[Usage]:
     """The kernels that `-Xptxas -v` reports."""
     return [
-        Usage(
-            m["kernel"], m["architecture"], int(m["registers"]), int(m["stack"]), int(m["stores"]) + int(m["loads"])
-        )
+        Usage(m["kernel"], m["architecture"], int(m["registers"]), int(m["stack"]), int(m["stores"]) + int(m["loads"]))
         for m in _USAGE.finditer(said)
     ]

@@ -268,7 +268,7 @@ class CompiledModule(nn.Module):
         return make_plan(self._called().bound, self._compiler.cost, self._compiler.runs)
 
     def kernels(self, target: str = "cpp") -> str:
-        """The generated code of the last call's edge programs, for "cpp" or "cuda"; no compiler and no GPU is needed."""
+        """The generated code of the last call's edge programs, for "cpp" or "cuda"; without compiler or GPU too."""
         texts = []
         for stage, edges, found in self.kernel_sources(target):
             if isinstance(found, str):

@@ -127,8 +127,8 @@ class Writer:
 
 
 OPS = (
-    "add", "mul", "sub", "tanh", "relu", "sigmoid", "weigh", "parameter", "roll", "pad", "turn", "regroup", "over heads",
-    "drop", "drop narrow", "dot", "largest", "of heads", "pick", "score", "narrow", "softly", "centre",
+    "add", "mul", "sub", "tanh", "relu", "sigmoid", "weigh", "parameter", "roll", "pad", "turn", "regroup",
+    "over heads", "drop", "drop narrow", "dot", "largest", "of heads", "pick", "score", "narrow", "softly", "centre",
 )  # fmt: skip
 ENDS = (
     "sum to src", "sum to dst", "amax to dst", "amin to src", "few to src", "few to dst", "amax few to dst", "contract",
@@ -200,7 +200,10 @@ def _softmax(w: Writer) -> EdgeProgram:
     share_of = w.call(take_rows, (floor, DST, 0), (E, h))
     weight = w.call(aten.div.Tensor, (share, share_of), (E, h))
     again = w.call(fold_to_rows, (w.call(aten.mul.Tensor, (weight, weight), (E, h)), DST, 0, "sum"), (N, h))
-    results = [Result("rows", "", DST, 0, ValueType((N, h, d), w.dtype)), Result("rows", "", DST, 0, ValueType((N, h), w.dtype))]
+    results = [
+        Result("rows", "", DST, 0, ValueType((N, h, d), w.dtype)),
+        Result("rows", "", DST, 0, ValueType((N, h), w.dtype)),
+    ]
     return w.program("softmax", [scaled, again], results)
 
 

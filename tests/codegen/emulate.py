@@ -8,8 +8,8 @@ from pathlib import Path
 
 from sarc.codegen.build import Toolchain, build_with, compiler
 from sarc.codegen.cuda import CudaSource
-from sarc.codegen.nvcc import Library
 from sarc.codegen.cuda_prelude import FUNCTIONS
+from sarc.codegen.nvcc import Library
 
 FLAGS = ("-O1", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-w")
 ORDERS = (0, 1, 2)  # of threads that may run: ascending, descending, mixed

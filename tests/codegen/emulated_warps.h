@@ -21,7 +21,7 @@
 #define __global__ static
 #define __device__
 #define __shared__ static
-#define __launch_bounds__(threads)
+#define __launch_bounds__(threads, blocks)
 #define SARC_DEVICE static inline
 #define SARC_UNROLL
 #define SARC_UNROLL_EDGES

@@ -47,9 +47,9 @@ def library(cache: Path) -> Path:
 def count_compilations(monkeypatch) -> list[str]:
     seen, original = [], build._run
 
-    def noted(command):
+    def noted(command, seconds):
         seen.append(command[-3])
-        return original(command)
+        return original(command, seconds)
 
     monkeypatch.setattr(build, "_run", noted)
     return seen

@@ -14,13 +14,18 @@ from tests.codegen.edge_programs import Drawn, DrawnGraph, drawn_programs, graph
 from tests.codegen.emulate import ORDERS, emulated
 from tests.equivalence.case import standard_cut
 from tests.equivalence.compare import check_mode, pair
-from tests.equivalence.model_lists import case_named
+from tests.equivalence.model_lists import CASES, case_named
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler on this machine")
 
 # Bounds on |a - b| / max(1, max|b|): rounding of a few hundred terms; values that 16 bits store are rounded once more.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 SMALL, HUB = DrawnGraph(20, 60, 0, 1), DrawnGraph(30, 100, 700, 2)
+
+
+def _long(value: object) -> object:
+    """A parameter of the long run."""
+    return pytest.param(value, marks=pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -61,7 +66,7 @@ def test_drawn_programs(drawn: Drawn, graph: DrawnGraph) -> None:
     compare(drawn, graph)
 
 
-@pytest.mark.parametrize("features", [1, 3, 7, 17, 64, 100, 257])
+@pytest.mark.parametrize("features", [_long(1), 3, _long(7), 17, 64, _long(100), _long(257)])
 def test_widths(features: int) -> None:
     """A softmax over rows of every length, one of them a hub, and folds to both ends."""
     compare(Drawn(2, features, (("dot", 0, 1), ("score", 0, 1)), (), softmax=True), HUB)
@@ -72,7 +77,9 @@ def test_widths(features: int) -> None:
 @pytest.mark.parametrize("features", [5, 64])
 def test_dtypes(dtype: torch.dtype, features: int) -> None:
     """16 bits are loaded and stored eight at a time; sums are float32."""
-    compare(Drawn(2, features, (("score", 0, 1), ("weigh", 0, 0)), ("sum to dst", "contract", "few to dst")), HUB, dtype)
+    compare(
+        Drawn(2, features, (("score", 0, 1), ("weigh", 0, 0)), ("sum to dst", "contract", "few to dst")), HUB, dtype
+    )
 
 
 @pytest.mark.parametrize("parts", [2, 5])
@@ -97,10 +104,11 @@ def test_short_rows_are_visited_by_few_lanes() -> None:
         compare(drawn, graph)
 
 
-MODELS = ("GATConv dropout", "SAGEConv max", "self loops replaced", "edges by a mask", "nodes on the second axis")
+MODELS = ("GATConv dropout", "edges by a mask")
+ALL = [case for group in CASES.values() for case in group if not case.slow]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [c.name if c.name in MODELS else _long(c.name) for c in ALL])
 def test_models(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A training step of a listed model over four parts, one of them empty, all edge programs as emulated kernels."""
     made = []
@@ -116,7 +124,7 @@ def test_models(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for parts in (1, 4):
         plain, compiled, values = pair(case, standard_cut(parts))
         check_mode(case, plain, compiled, values, train=True, gradients=True)
-    assert made
+    assert made or name not in MODELS
 
 
 def test_a_meeting_that_is_missing_shows(monkeypatch: pytest.MonkeyPatch) -> None:

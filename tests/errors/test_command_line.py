@@ -10,7 +10,6 @@ import pytest
 from sarc.commands.dump import dump
 from sarc.commands.find_model import find_model
 from sarc.commands.find_passes import find_pass
-from sarc.commands.kernels import check_target
 from sarc.commands.make_inputs import make_inputs
 from sarc.commands.run_model import Wanted, start
 from sarc.commands.run_pass import run_pass
@@ -51,7 +50,6 @@ CASES = {
     "an unknown stage": dumped(stage="middle"),
     "a schedule as Python": dumped(after="build-schedule", format_="python"),
     "an unknown pass": lambda: find_pass("fuse"),
-    "a target without an emitter": lambda: check_target("cuda"),
     "no program file": lambda: run_pass("nothing.sarc", ("bind",), None, (), None, False),
 }
 
