@@ -70,6 +70,11 @@ class CudaSource:
     widest: int
 
     @property
+    def has_hubs(self) -> bool:
+        """Whether several groups of a block may visit one row."""
+        return self.order is not None and self.threads > self.long.lanes
+
+    @property
     def text(self) -> str:
         """The translation unit for nvcc."""
         return RUNTIME + FUNCTIONS + self.kernel
@@ -110,7 +115,7 @@ class _Kernel(Lanes):
             parameters=",\n    ".join(f"{kind} {name}" for kind, name in self._parameters()),
             body=indent(lines, 1),
             arguments=indent(self._unpack(), 1),
-            launches=indent(self._launches(long, short), 1),
+            launches=indent(self._launches(threads, long, short), 1),
         )
         return CudaSource(
             "sarc_launch", kernel, self.order, self.results, self.draws, exact, threads, long, short,
@@ -137,7 +142,7 @@ class _Kernel(Lanes):
         one = sum(nbytes[n] * (1 if n in self.body.in_row else edges + 1) for n in nbytes)
         merged = sum(size * 8 if dtype_size == 8 else size * 4 for size, dtype_size in self._merged_sizes())
         groups = threads // lanes
-        return groups * one + (merged * (groups + 1) if hub and self.order is not None else 0)
+        return groups * one + (merged * (groups + 1) if hub and self.order is not None and groups > 1 else 0)
 
     def _merged_sizes(self) -> list[tuple[int, int]]:
         reduced = [self.program.results[k].type for k in self.results if self.program.results[k].kind == "reduce"]
@@ -197,7 +202,7 @@ class _Kernel(Lanes):
         lines += ["if (const int status = sarc_use_device(device)) return status;"]
         return lines + [f"auto {name} = ({kind})p[{at}];" for at, (kind, name) in enumerate(self._tables())]
 
-    def _launches(self, long: Shape, short: Shape | None) -> list[str]:
+    def _launches(self, threads: int, long: Shape, short: Shape | None) -> list[str]:
         """Hubs, long rows, short rows; the number of a share goes on from one to the next."""
         names = ", ".join(name for _, name in self._tables())
         lines = ["int64_t share = 0;"]
@@ -214,7 +219,7 @@ class _Kernel(Lanes):
                 "}",
             ])  # fmt: skip
 
-        if self.order is not None:
+        if self.order is not None and threads > long.lanes:
             launch(long, True, "int64_t(0)", "hubs", "hubs_each")
         launch(long, False, "hubs", "rows_long", "long_each")
         if short is not None:

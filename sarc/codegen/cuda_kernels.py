@@ -197,8 +197,10 @@ class _Count:
         else:
             found: RowsByLength = rows_by_length(order)
             counts, rows, unit = (found.hubs, found.long, found.short), found.rows, 1
+            if not source.has_hubs:
+                counts = (0, found.hubs + found.long, found.short)
             if source.short is None:
-                counts = (found.hubs, found.long + found.short, 0)
+                counts = (counts[0], counts[1] + counts[2], 0)
         most = MOST_SHARES if contracts else None
         each = tuple(unit if most is None else -(-n // (most * unit)) * unit or unit for n in counts)
         shapes = (source.long, source.long, source.short or source.long)

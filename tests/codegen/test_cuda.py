@@ -62,6 +62,7 @@ EVERYTHING = (("dot", 0, 1), ("score", 0, 1), ("weigh", 0, 0), ("parameter", 0, 
 @given(drawn_programs, graphs)
 @example(Drawn(4, 32, EVERYTHING, ("sum to dst", "sum to src", "few to dst", "contract", "store few")), HUB)
 @example(Drawn(3, 5, EVERYTHING, (), softmax=True), DrawnGraph(3, 0, 0, 0))
+@example(Drawn(8, 257, (("add", 0, 0),), (), softmax=True), HUB)  # a warp has the shared memory of a block to itself
 def test_drawn_programs(drawn: Drawn, graph: DrawnGraph) -> None:
     compare(drawn, graph)
 
