@@ -164,12 +164,24 @@ class Pipeline:
         self, program: Program, remote: frozenset[str], columns: Mapping[tuple[str, str | int], ColumnMap]
     ) -> Program:
         """The program of one part, for columns known to reach other parts, and the maps of all columns."""
-        program = self.after(PartitionProgram.name, PartitionProgram(remote).run(program))
+        has = has_kernel if self.backend != "reference" and compiler() is not None else None
+        return self._partition(program, remote, columns, has, self.after)
+
+    def _partition(
+        self,
+        program: Program,
+        remote: frozenset[str],
+        columns: Mapping[tuple[str, str | int], ColumnMap],
+        has: Callable[[EdgeProgram], bool] | None,
+        after: Callable[[str, Program], Program],
+    ) -> Program:
+        """The passes of a part's program; those for kernels where `has` tells which edge programs have one."""
+        program = after(PartitionProgram.name, PartitionProgram(remote).run(program))
         choose = partial(choose_exchange, self.exchange, program.spaces, columns)
-        program = self.after(ExchangeWhole.name, ExchangeWhole(choose).run(program))
-        if self.backend != "reference" and compiler() is not None:
-            program = self.after(MergeRowPhases.name, MergeRowPhases(has_kernel).run(program))
-            program = self.after(FuseRows.name, FuseRows(has_kernel).run(program))
+        program = after(ExchangeWhole.name, ExchangeWhole(choose).run(program))
+        if has is not None:
+            program = after(MergeRowPhases.name, MergeRowPhases(has).run(program))
+            program = after(FuseRows.name, FuseRows(has).run(program))
         return program
 
     def columns(self, program: Program) -> list[tuple[fx.Node, str | int]]:
@@ -209,17 +221,22 @@ class Pipeline:
         return made
 
     def sources(
-        self, program: Program, remote: frozenset[str], target: str
+        self,
+        program: Program,
+        remote: frozenset[str],
+        columns: Mapping[tuple[str, str | int], ColumnMap],
+        target: str,
     ) -> list[tuple[EdgeProgram, list[str] | str]]:
         """The text of every kernel of a program on a part, or why an edge program has none; nothing is compiled.
 
         Args:
             program: of a stage, before it is partitioned.
             remote: columns known to reach other parts.
+            columns: maps of all columns.
             target: "cpp" or "cuda", whether this machine has its compiler or not.
         """
         has = has_cuda_kernel if target == "cuda" else has_kernel
-        partitioned = FuseRows(has).run(MergeRowPhases(has).run(PartitionProgram(remote).run(program)))
+        partitioned = self._partition(program, remote, columns, has, lambda name, made: made)
         found = [(edges, try_emit(edges, target)) for edges in edge_programs(partitioned)]
         return [(edges, made if isinstance(made, str) else [s.text for s in made]) for edges, made in found]
 

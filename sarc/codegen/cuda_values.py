@@ -132,6 +132,10 @@ class Values(Code):
             self._readers[node] = self._array(node) if node in self.ready else self.computed(node)
         return self._readers[node]
 
+    def in_lanes(self, node: fx.Node) -> Value:
+        """The reader for a value of many edges: a lane has one, and reads it as any other."""
+        return self.value(node)
+
     def computed(self, node: fx.Node) -> Value:
         """The reader that computes a value, or loads it from memory."""
         type_ = node.meta["type"]

@@ -60,7 +60,7 @@ class CppKernel:
         length: int,
         columns: Mapping[int, Tensor],
         rows: int | None,
-        device: torch.device,
+        device: torch.device | str = "cpu",
     ) -> Traversal:
         """A block's edges in one of `orders` (see `traversal`)."""
         return traversal(order, edges, length, columns, rows, split=not self.program.own_columns, device=device)

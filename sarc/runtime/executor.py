@@ -51,7 +51,7 @@ class Kernel(Protocol):
         length: int,
         columns: Mapping[int, Tensor],
         rows: int | None,
-        device: torch.device,
+        device: torch.device | str = "cpu",
     ) -> object: ...
 
     def launch(

@@ -282,10 +282,11 @@ class CompiledModule(nn.Module):
         if target not in KERNEL_TARGETS:
             raise OptionError(f"target: expected one of {', '.join(map(repr, KERNEL_TARGETS))}, got {target!r}")
         variant = self._called()
+        columns = variant.bound.order.states[0].columns
         return [
             (stage, edges, found)
             for stage, remote in variant.bound.remote.items()
-            for edges, found in self._compiler.sources(variant.stages[stage], remote, target)
+            for edges, found in self._compiler.sources(variant.stages[stage], remote, columns, target)
         ]
 
     def differences(self) -> list[Difference]:

@@ -117,7 +117,7 @@ def test_a_library_that_cannot_be_loaded_is_built_again(cache: Path) -> None:
 def test_four_processes_compile_a_unit_once(cache: Path) -> None:
     script = (
         "import sarc.codegen.build as b, time; original = b._run\n"
-        "def noted(command, seconds):\n    print('built', flush=True); time.sleep(0.5); return original(command, seconds)\n"
+        "def noted(*given):\n    print('built', flush=True); time.sleep(0.5); return original(*given)\n"
         f"b._run = noted; assert b.build({ONE!r}, 'kernel').answer() == 1\n"
     )
     runs = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(4)]

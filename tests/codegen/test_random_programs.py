@@ -1,6 +1,9 @@
-"""Kernels equal the plain-torch meaning of edge programs nobody wrote a layer for."""
+"""Kernels, for CUDA too, equal the plain-torch meaning of edge programs nobody wrote a layer for."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -8,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sarc.codegen import build
+from sarc.codegen.cuda_kernels import CudaKernel
 from sarc.codegen.kernels import CppKernel
 from sarc.ir.edge_program import EdgeProgram, new_accumulator, run_whole
+from tests.codegen.emulate import emulated
 from tests.codegen.random_programs import columns, edge_programs
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler on this machine")
@@ -25,9 +30,11 @@ def inputs(program: EdgeProgram, nodes: int, edges: int, seed: int) -> list[torc
     return made
 
 
-def run_kernel(program: EdgeProgram, tables: list, index: torch.Tensor, nodes: int) -> list[torch.Tensor]:
+def run_kernel(
+    make: Callable, program: EdgeProgram, tables: list, index: torch.Tensor, nodes: int
+) -> list[torch.Tensor]:
     """All edges as one block."""
-    kernel, edges = CppKernel(program), index.shape[1]
+    kernel, edges = make(program), index.shape[1]
     named = {0: index[0], 1: index[1]}
     orders = [kernel.traverse(o, None, edges, named, None if o is None else nodes) for o in kernel.orders]
     results = [new_accumulator(r, {"E": edges, "N": nodes}, torch.device("cpu")) for r in program.results]
@@ -36,12 +43,13 @@ def run_kernel(program: EdgeProgram, tables: list, index: torch.Tensor, nodes: i
 
 
 @settings(max_examples=3 * settings().max_examples)  # of half a second, most of it the compiler's
+@pytest.mark.parametrize("make", [CppKernel, partial(CudaKernel, load=emulated)], ids=["C++", "CUDA"])
 @given(edge_programs(), columns(), st.integers(0, 1000))
-def test_kernels_equal_plain_torch(program: EdgeProgram, graph: tuple, seed: int) -> None:
+def test_kernels_equal_plain_torch(make: Callable, program: EdgeProgram, graph: tuple, seed: int) -> None:
     nodes, index = graph
     tables = inputs(program, nodes, index.shape[1], seed)
     expected = run_whole(program, tables, list(index), {"E": index.shape[1], "N": nodes})
-    for ours, theirs in zip(run_kernel(program, tables, index, nodes), expected, strict=True):
+    for ours, theirs in zip(run_kernel(make, program, tables, index, nodes), expected, strict=True):
         finite = theirs.abs()[theirs.isfinite()]
         scale = max(1.0, float(finite.max()) if finite.numel() else 1.0)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10 * scale, equal_nan=True)
