@@ -25,6 +25,7 @@ from sarc.frontends.copy_module import copy_module
 from sarc.frontends.inputs import argument, candidates, choose, take_apart
 from sarc.ir.edge_program import EdgeProgram, edge_call
 from sarc.ir.exchange import ExchangeOptions
+from sarc.ir.placement import OBJECTIVES, PLACEMENTS, Choice, Need, RowSet, Site
 from sarc.ir.print import format_program
 from sarc.ir.program import Input, Program
 from sarc.ir.schedule import Schedule
@@ -44,15 +45,21 @@ from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
 from sarc.passes.joint.simplify import Simplify
 from sarc.passes.joint.split import split
 from sarc.passes.partitioned.build_schedule import build_schedule, column_targets
-from sarc.passes.partitioned.exchange_whole import ExchangeWhole, choose_exchange
+from sarc.passes.partitioned.choose_sites import Numbers, choose_sites, sites_to_count
+from sarc.passes.partitioned.exchange_whole import ExchangeWhole, choose_exchange, is_whole
+from sarc.passes.partitioned.find_needs import Reading, find_needs
 from sarc.passes.partitioned.fuse_rows import FuseRows
 from sarc.passes.partitioned.merge_row_phases import MergeRowPhases
+from sarc.passes.partitioned.narrow_fetches import NarrowFetches
 from sarc.passes.partitioned.partition_program import PartitionProgram
+from sarc.passes.partitioned.place_edge_programs import PlaceEdgePrograms
 from sarc.runtime.logs import log, logs_from_environment
 from sarc.runtime.module import CompiledModule
 
 BACKENDS = ("auto", "cpp", "reference")
 DEFAULT_BACKEND = "auto"
+DEFAULT_PLACEMENT = "auto"
+DEFAULT_OBJECTIVE = "time"
 
 Observer = Callable[[str, Program], None]
 
@@ -86,6 +93,7 @@ class Pipeline:
         backend: one of `BACKENDS` (see `compile`).
         observe: called with every pass's name and the program it made, in order; it must not alter the program.
         exchange: how rows travel between parts.
+        placement, objective: where edge programs run, and what decides it (see `compile`).
     """
 
     def __init__(
@@ -93,10 +101,13 @@ class Pipeline:
         backend: str = DEFAULT_BACKEND,
         observe: Observer | None = None,
         exchange: ExchangeOptions | None = None,
+        placement: str = DEFAULT_PLACEMENT,
+        objective: str = DEFAULT_OBJECTIVE,
     ):
         self.backend = backend
         self.exchange = exchange or ExchangeOptions()
         self.observe = observe
+        self.placement, self.objective = placement, objective
 
     def after(self, name: str, program: Program) -> Program:
         """`program`, which the pass `name` made: checked, and shown to the observer."""
@@ -160,25 +171,62 @@ class Pipeline:
         forward, backward = (self.after(FuseEdgePrograms.name, FuseEdgePrograms().run(p)) for p in (forward, backward))
         return Stages(stages.captured, {**stages.programs, "joint": joint, "forward": forward, "backward": backward})
 
-    def partition(
+    def needs(
         self, program: Program, remote: frozenset[str], columns: Mapping[tuple[str, str | int], ColumnMap]
+    ) -> list[Need]:
+        """What each edge program needs of other parts, for columns known to reach them, and the maps of all columns."""
+
+        def whole(column: fx.Node, space: str, row_bytes: int) -> bool:
+            return is_whole(self.exchange, columns[column.name, space], row_bytes)
+
+        home = "exchange='sar'" if self.exchange.exchange == "sar" else ""
+        return find_needs(
+            program, remote, Reading(whole, self.objective == "bytes", self.exchange.comm_dtype, home)
+        )
+
+    def sites(self, needs: Sequence[Need]) -> list[Site]:
+        """The sites whose rows must be counted before `choose_sites`."""
+        return sites_to_count(needs, self.placement)
+
+    def choose_sites(
+        self, needs: Sequence[Need], numbers: Numbers, num_parts: int, named: dict[Site, RowSet]
+    ) -> list[Choice]:
+        """Where each edge program runs; `named` gains the row sets."""
+        return choose_sites(needs, numbers, num_parts, self.placement, self.objective, named)
+
+    def place(self, program: Program, row_sets: Mapping[str, Sequence[RowSet]]) -> Program:
+        """The program over the chosen row sets, by edge call."""
+        return self.after(PlaceEdgePrograms.name, PlaceEdgePrograms(row_sets).run(program)) if row_sets else program
+
+    def partition(
+        self,
+        program: Program,
+        remote: frozenset[str],
+        columns: Mapping[tuple[str, str | int], ColumnMap],
+        choices: Sequence[Choice],
     ) -> Program:
-        """The program of one part, for columns known to reach other parts, and the maps of all columns."""
+        """The program of one part, for columns known to reach other parts, the maps of all columns, and the sites."""
         has = has_kernel if self.backend != "reference" and compiler() is not None else None
-        return self._partition(program, remote, columns, has, self.after)
+        return self._partition(program, remote, columns, choices, has, self.after)
 
     def _partition(
         self,
         program: Program,
         remote: frozenset[str],
         columns: Mapping[tuple[str, str | int], ColumnMap],
+        choices: Sequence[Choice],
         has: Callable[[EdgeProgram], bool] | None,
         after: Callable[[str, Program], Program],
     ) -> Program:
         """The passes of a part's program; those for kernels where `has` tells which edge programs have one."""
         program = after(PartitionProgram.name, PartitionProgram(remote).run(program))
-        choose = partial(choose_exchange, self.exchange, program.spaces, columns)
+        together = {name: k for k, choice in enumerate(choices) if choice.chosen for name in choice.visits}
+        decided = {name: choices[k].need.whole for name, k in together.items()}
+        choose = partial(choose_exchange, self.exchange, program.spaces, columns, decided)
         program = after(ExchangeWhole.name, ExchangeWhole(choose).run(program))
+        if self.exchange.exchange != "sar":
+            narrow = NarrowFetches(self.objective == "bytes", self.exchange.comm_dtype, together)
+            program = after(NarrowFetches.name, narrow.run(program))
         if has is not None:
             program = after(MergeRowPhases.name, MergeRowPhases(has).run(program))
             program = after(FuseRows.name, FuseRows(has).run(program))
@@ -225,18 +273,20 @@ class Pipeline:
         program: Program,
         remote: frozenset[str],
         columns: Mapping[tuple[str, str | int], ColumnMap],
+        choices: Sequence[Choice],
         target: str,
     ) -> list[tuple[EdgeProgram, list[str] | str]]:
         """The text of every kernel of a program on a part, or why an edge program has none; nothing is compiled.
 
         Args:
-            program: of a stage, before it is partitioned.
+            program: of a stage, placed, before it is partitioned.
             remote: columns known to reach other parts.
             columns: maps of all columns.
+            choices: sites of its edge programs.
             target: "cpp" or "cuda", whether this machine has its compiler or not.
         """
         has = has_cuda_kernel if target == "cuda" else has_kernel
-        partitioned = self._partition(program, remote, columns, has, lambda name, made: made)
+        partitioned = self._partition(program, remote, columns, choices, has, lambda name, made: made)
         found = [(edges, try_emit(edges, target)) for edges in edge_programs(partitioned)]
         return [(edges, made if isinstance(made, str) else [s.text for s in made]) for edges, made in found]
 
@@ -296,6 +346,8 @@ def compile(
     prefetch: int = 1,
     seed: int | None = None,
     backend: str = DEFAULT_BACKEND,
+    placement: str = DEFAULT_PLACEMENT,
+    objective: str = DEFAULT_OBJECTIVE,
     verify: bool = False,
     exchange: str = "auto",
     halo_budget: int = ExchangeOptions.halo_budget,
@@ -316,6 +368,12 @@ def compile(
             second, kept in a cache), and in plain torch where it has none or the machine has no compiler, which a
             warning says once; "cpp" raises where "auto" would fall back; "reference" runs all in plain torch. Matrix
             products of every edge run in plain torch under each. `plan()` says how each edge program runs, and why.
+        placement: where an edge program runs whose edges join rows of two parts: "dst", at the owner of its
+            destination; "src", at the owner of its source; "cover", each edge at either, so that the rows that travel
+            are a vertex cover of the least bytes; "auto", at whichever `objective` prices lowest. Results are the same.
+            `plan()` lists the candidates.
+        objective: of "auto" placement: "time" as predicted for bytes, messages and edges of the slowest part; "bytes"
+            sent by all parts; "memory" of the largest part.
         verify: the first call in each mode also runs the plain module, with the same random draws, and prints the
             largest difference of every result, buffer and gradient to stderr. In one process only.
         exchange: how rows travel between parts. "auto": all rows of a step of a layer at once, in one all-to-all, while
@@ -347,14 +405,26 @@ def compile(
         )
     if isinstance(partitions, int) and partitions < 1:
         raise PartitionError(f"expected at least 1 part, got {partitions}")
-    if backend not in BACKENDS:
-        raise OptionError(f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+    _check_word("backend", backend, BACKENDS)
+    _check_word("placement", placement, PLACEMENTS)
+    _check_word("objective", objective, OBJECTIVES)
     if backend == "cpp":
         require_compiler()
     if backend == "auto" and compiler() is None:
         warn_once("no C++ compiler found (CXX, g++, clang++, c++): edge programs run in plain torch, which is slower")
     logs_from_environment()
-    pipeline = Pipeline(backend, exchange=ExchangeOptions(exchange, halo_budget, comm_dtype))
+    pipeline = Pipeline(
+        backend,
+        exchange=ExchangeOptions(exchange, halo_budget, comm_dtype),
+        placement=placement,
+        objective=objective,
+    )
     return CompiledModule(
         model, partitions, pipeline, spaces=dict(spaces or {}), prefetch=prefetch, seed=seed, verify=bool(verify)
     )
+
+
+def _check_word(name: str, given: object, known: Sequence[str]) -> None:
+    """OptionError unless an option is one of the words it may be."""
+    if given not in known:
+        raise OptionError(f"{name}: expected one of {', '.join(map(repr, known))}, got {given!r}")

@@ -24,8 +24,9 @@ class Space:
     Attributes:
         name: as printed in types ("N", "E", "S0", ...).
         kind: "nodes" or "edges" (given), "filter" (rows of `parents[0]` where `mask` holds), "concat" (the rows of
-            the parents, in order) or "reach" (on each part the rows of `parents[0]` that it owns, then its halo: those
-            that it reads through the column `mask`; on the whole graph, the parent's rows).
+            the parents, in order), "placed" (rows of `parents[0]`, some or all, at parts chosen for them) or "reach"
+            (on each part the rows of `parents[0]` that it owns, then its halo: those that it reads through the column
+            `mask`; on the whole graph, the parent's rows).
         parents: names of the spaces this one is derived from.
         mask: name of the value that selects the rows of a filter, or of the column of a reach.
         on_edges: whether the rows stand for edges, directly or through their first parent: values there are recomputed
@@ -45,6 +46,8 @@ class Space:
             return f"{self.name} = reach({self.parents[0]}, %{self.mask})"
         if self.kind == "concat":
             return f"{self.name} = concat({', '.join(self.parents)})"
+        if self.kind == "placed":
+            return f"{self.name} = placed({self.parents[0]})"
         return f"{self.name} = {self.kind}"
 
 

@@ -19,10 +19,12 @@ from sarc.ir.program import Input, Program
 from sarc.ir.schedule import Schedule
 from sarc.ir.space import ValueType
 from sarc.runtime.check_messages import check_messages
+from sarc.runtime.check_sent import check_planned
 from sarc.runtime.executor import Kernel
 from sarc.runtime.host import Host
 from sarc.runtime.known_columns import KnownColumns
 from sarc.runtime.part_state import PartState
+from sarc.runtime.placing import Placing, place
 from sarc.runtime.rows import RowOrder
 from sarc.runtime.structure import run_structure
 from sarc.runtime.transport import AllGather, Work, run_parts
@@ -46,6 +48,7 @@ class Binding:
         schedules: schedule of each hosted part, by stage.
         kernels: compiled edge programs by name, by stage; the others run in plain torch.
         remote: names of the columns that reach other parts, by stage.
+        placing: where edge programs run, and the row sets made for them.
     """
 
     structural: list[tuple[Tensor, int]]
@@ -55,6 +58,7 @@ class Binding:
     schedules: dict[str, list[Schedule]] = field(default_factory=dict)
     kernels: dict[str, Mapping[str, Kernel]] = field(default_factory=dict)
     remote: dict[str, frozenset[str]] = field(default_factory=dict)
+    placing: Placing = field(default_factory=Placing)
 
     def fits(self, structural: Sequence[Tensor]) -> bool:
         """Whether it was made from tensors of these values."""
@@ -154,27 +158,20 @@ def _schedule(
 ) -> None:
     """Map the program's columns, partition it and build every hosted part's schedule."""
     states = binding.order.states
-    for state in states:
-        state.spaces = program.spaces.copy()
-    wanted: list[tuple[fx.Node, str | int]] = compiler.columns(program)
-    entries = dict(zip(program.placeholders, program.inputs, strict=True))
     cuts = cut_inputs(program, values, binding.order, constants)
-
-    def map_all(state: PartState, bound: Mapping[str, Tensor], cut: Mapping[Input, Tensor]):
-        for column, target in wanted:
-            if (column.name, target) in state.columns:
-                continue
-            entry = entries[column]
-            ids = bound[entry.name] if entry.kind == "bound" else cut[entry]
-            state.columns[column.name, target] = yield from state.map_column(ids, target, location(column))
-
-    works = {s.rank: map_all(s, bound, cut) for s, bound, cut in zip(states, binding.bound, cuts, strict=True)}
-    run_parts(works, host.transport)
-    remote = frozenset(c.name for c, t in wanted if states[0].columns[c.name, t].remote)
-    binding.remote[stage] = remote
-    partitioned = compiler.partition(program, remote, states[0].columns)
+    remote = _map_columns(compiler, host, program, binding, cuts)
+    homes = [{**{Input("bound", n): v for n, v in b.items()}, **c} for b, c in zip(binding.bound, cuts, strict=True)]
+    placed = place(compiler, host.transport, program, remote, states, homes, binding.placing)
+    if placed is not program:
+        program = placed
+        for bound, made in zip(binding.bound, binding.placing.values, strict=True):
+            bound.update(made)
+        remote = _map_columns(compiler, host, program, binding, cuts)
+    binding.remote[stage], binding.placing.programs[stage] = remote, program
+    partitioned = compiler.partition(program, remote, states[0].columns, binding.placing.choices[stage])
     for state in states:
         state.spaces = partitioned.spaces.copy()
+        binding.placing.enter_spaces(state)
         for space in partitioned.spaces:
             if space.kind == "reach":
                 state.add_reach(space)
@@ -185,7 +182,31 @@ def _schedule(
     binding.schedules[stage] = [
         compiler.schedule(partitioned, s.rank, s.part.num_parts, s.columns, prefetch) for s in states
     ]
+    check_planned(partitioned, binding.schedules[stage], binding.placing.choices[stage])
     run_parts({s.rank: check_messages(s) for s in binding.schedules[stage]}, host.transport)
+
+
+def _map_columns(compiler, host: Host, program: Program, binding: Binding, cuts) -> frozenset[str]:
+    """Map the program's columns; the names of those that reach other parts."""
+    states = binding.order.states
+    for state in states:
+        state.spaces = program.spaces.copy()
+        binding.placing.enter_spaces(state)
+    wanted: list[tuple[fx.Node, str | int]] = compiler.columns(program)
+    entries = dict(zip(program.placeholders, program.inputs, strict=True))
+
+    def map_all(state: PartState, bound: Mapping[str, Tensor], cut: Mapping[Input, Tensor]):
+        for column, target in wanted:
+            if (column.name, target) in state.columns:
+                continue
+            entry = entries[column]
+            ids = bound[entry.name] if entry.kind == "bound" else cut[entry]
+            made = yield from state.map_column(ids, target, location(column), state.owners.get(entry.name))
+            state.columns[column.name, target] = made
+
+    works = {s.rank: map_all(s, bound, cut) for s, bound, cut in zip(states, binding.bound, cuts, strict=True)}
+    run_parts(works, host.transport)
+    return frozenset(c.name for c, t in wanted if states[0].columns[c.name, t].remote)
 
 
 def check_sizes(state: PartState, has_kernels: bool) -> Work:

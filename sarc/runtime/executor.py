@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -28,6 +29,7 @@ from sarc.ir.ops import resolve_sizes
 from sarc.ir.program import Program
 from sarc.ir.space import Rows, ValueType, lengths
 from sarc.partition.columns import Block, ColumnMap
+from sarc.runtime.check_sent import check_sent
 from sarc.runtime.edge_block import EdgeBlock, run_in_torch
 from sarc.runtime.memory import Pool, compute_into
 from sarc.runtime.part_state import PartState
@@ -110,6 +112,7 @@ class Executor:
         self.exchanges: dict[str, WholeExchange] = {}
         self.narrowed: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self.most_chunks = 0
+        self.sent: Counter[tuple[str, int]] = Counter()
         self.keys = state.all_keys()
 
     def run(self) -> Work:
@@ -120,6 +123,7 @@ class Executor:
         if self.chunks:
             left = ", ".join(sorted(self.chunks))
             raise ExchangeError(f"part {self.state.rank}: chunks left at the end of the schedule: {left}")
+        check_sent(self.schedule, self.sent)
         return [self.env[n.name] for n in self.program.returned]
 
     # --- operators
@@ -225,6 +229,7 @@ class Executor:
         buffer = self.chunks[step.buffer]
         if buffer.nbytes != step.nbytes:
             raise ExchangeError(f"{self._what(step.buffer, step.peer)}: {buffer.nbytes} bytes, planned {step.nbytes}")
+        self.sent[step.call, step.peer] += buffer.nbytes
         what = self._what(step.buffer, step.peer)
         self.messages[step.buffer] = self.transport.send(self.state.rank, step.peer, buffer, what, self.number)
         return
@@ -255,6 +260,8 @@ class Executor:
         planned = sum(m.nbytes for m in step.sends)
         if exchange.sent.nbytes != planned:
             raise ExchangeError(f"{what}: {exchange.sent.nbytes} bytes, planned {planned}")
+        for message in step.sends:
+            self.sent[step.node, message.peer] += message.nbytes
         self.messages[step.node] = self.transport.all_to_all(
             self.state.rank, step, exchange.sent, exchange.received, what, self.number
         )

@@ -281,12 +281,14 @@ class CompiledModule(nn.Module):
         """(stage, edge program, its translation units or why it has none) of the last call's edge programs."""
         if target not in KERNEL_TARGETS:
             raise OptionError(f"target: expected one of {', '.join(map(repr, KERNEL_TARGETS))}, got {target!r}")
-        variant = self._called()
-        columns = variant.bound.order.states[0].columns
+        bound = self._called().bound
+        columns, placing = bound.order.states[0].columns, bound.placing
         return [
             (stage, edges, found)
-            for stage, remote in variant.bound.remote.items()
-            for edges, found in self._compiler.sources(variant.stages[stage], remote, columns, target)
+            for stage, remote in bound.remote.items()
+            for edges, found in self._compiler.sources(
+                placing.programs[stage], remote, columns, placing.choices[stage], target
+            )
         ]
 
     def differences(self) -> list[Difference]:

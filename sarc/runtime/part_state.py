@@ -30,6 +30,7 @@ class PartState:
         assignment: owner of every node when this process holds the whole graph, else None.
         known: maps, and traversals by kernels, that this part has made for any variant of the model.
         columns: map of each column, by (value name, target space).
+        owners: int64 [S_p], owners of the rows that a row set's column names, by the name of its input.
     """
 
     part: Part
@@ -40,6 +41,7 @@ class PartState:
     assignment: Tensor | None
     known: KnownColumns = field(default_factory=KnownColumns)
     columns: dict[tuple[str, str | int], ColumnMap] = field(default_factory=dict)
+    owners: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def rank(self) -> int:
@@ -73,7 +75,7 @@ class PartState:
     def key_bound(self, name: str) -> int:
         """Ids of the rows of a space are below this number, on every part."""
         space = self.spaces[name]
-        if space.kind == "filter":
+        if space.kind in ("filter", "placed"):
             return self.key_bound(space.parents[0])
         if space.kind == "concat":
             return sum(self.key_bound(p) for p in space.parents)
@@ -107,24 +109,27 @@ class PartState:
         """Positions of owned ids among this part's rows of `target`."""
         return torch.searchsorted(self.row_keys(target), ids)
 
-    def map_column(self, ids: Tensor, target: str | int, where: str = "") -> Work:
+    def map_column(self, ids: Tensor, target: str | int, where: str = "", owner: Tensor | None = None) -> Work:
         """The ColumnMap of a column of ids; one that all parts have made before is given again.
 
         Args:
             target: the space whose rows it names, or the length of a replicated dimension, which is read in place.
             where: "file:line: " of the user's code, for messages.
+            owner: int64 [S_p], who owns the rows, where that is known.
 
         Raises:
             GraphError: an id is out of range, on any part.
             PartitionError: an id names rows that cannot be reached from here.
         """
         problem: SarcError | None = None
-        owner = torch.full_like(ids, self.rank)
+        owners = torch.full_like(ids, self.rank)
         try:
             if isinstance(target, int):
                 check_range(ids, target, where)
+            elif owner is not None:
+                owners = owner
             else:
-                owner, _ = self.locate(ids, target, where)
+                owners, _ = self.locate(ids, target, where)
         except (GraphError, PartitionError) as error:
             problem = error
         rows = target if isinstance(target, int) else self.row_keys(target)
@@ -135,7 +140,7 @@ class PartState:
         number = common_number(numbers for _, numbers in answers)
         if number is not None:
             return self.known.map(number)
-        made = yield from self._new_map(ids, owner, target)
+        made = yield from self._new_map(ids, owners, target)
         return self.known.add(made, ids, rows)
 
     def _new_map(self, ids: Tensor, owner: Tensor, target: str | int) -> Work:

@@ -10,6 +10,7 @@ import torch.fx as fx
 
 from sarc.ir.collective import all_reduce
 from sarc.ir.edge_program import EdgeProgram, edge_call, fetch_layout, return_layout
+from sarc.ir.placement import Choice
 from sarc.ir.program import Program
 from sarc.ir.space import Rows, ValueType
 from sarc.runtime.binding import Binding
@@ -63,6 +64,8 @@ class Plan:
         saved: name, type and bytes of each value kept between forward and backward.
         all_reduces: number and payload bytes of one part's all-reduces, by stage.
         work: formulas of the operations and bytes that the whole graph costs, by stage (`sarc.cost.Cost`).
+        placements: where each edge program that reaches other parts runs, with the candidates, by stage; their bytes
+            are those of all parts.
     """
 
     num_parts: int
@@ -73,6 +76,7 @@ class Plan:
     saved: tuple[tuple[str, str, int], ...]
     all_reduces: dict[str, tuple[int, int]]
     work: dict[str, Any]
+    placements: tuple[tuple[str, Choice], ...] = ()
 
     @property
     def sent_bytes(self) -> int:
@@ -108,6 +112,13 @@ class Plan:
                 f"  {e.stage:8} @{e.name} over {e.space}: {' + '.join(e.folds)}; {'; '.join(moves)}; "
                 f"sends {e.sent_bytes} B{stored}; runs as {runs}{at}"
             )
+        if self.placements:
+            lines.append(
+                "where edges run whose ends two parts own, bytes of all parts (H_pq source rows and B_pq destination "
+                "rows have such edges; a cover has C_pq and D_pq of them):"
+            )
+        for stage, choice in self.placements:
+            lines += placement_lines(stage, choice)
         lines += [f"  {exchange}" for exchange in self.exchanges]
         for name, type_, size in self.saved:
             lines.append(f"  saved    %{name}: {type_}, {size} B")
@@ -116,6 +127,22 @@ class Plan:
         for stage, cost in self.work.items():
             lines.append(f"  {stage:8} operations {cost.flops}; bytes moved {cost.nbytes} (whole graph)")
         return "\n".join(lines)
+
+
+def placement_lines(stage: str, choice: Choice) -> list[str]:
+    """The candidates of an edge program, an arrow at the chosen one."""
+    need = choice.need
+    head = f"  {stage:8} {need.name}: "
+    if choice.chosen is None:
+        return [f"{head}at dst, {choice.reason}"]
+    lines = [f"{head}at {choice.chosen.site}, {choice.reason}"]
+    for candidate in choice.candidates:
+        mark = "->" if candidate is choice.chosen else "  "
+        lines.append(
+            f"    {mark} {candidate.site:5} {candidate.nbytes} B = sum of {candidate.formula}; "
+            f"{1e3 * candidate.seconds:.3f} ms predicted; {candidate.memory} B in memory"
+        )
+    return lines
 
 
 Runs = Callable[[Program, Mapping[str, Any]], Mapping[str, Any]]
@@ -162,6 +189,12 @@ def make_plan(binding: Binding, cost: Callable[[Program], Any], runs: Runs) -> P
         tuple(saved),
         reduces,
         {stage: cost(program) for stage, program in binding.programs.items()},
+        tuple(
+            (stage, choice)
+            for stage, choices in binding.placing.choices.items()
+            for choice in choices
+            if choice.chosen or choice.need.home_only
+        ),
     )
 
 

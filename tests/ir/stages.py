@@ -126,7 +126,7 @@ def compiled(name: str) -> Compiled:
     torch.manual_seed(0)
     module = model.make().double()
     parts = sarc.partition(values["edge_index"], num_nodes=N, num_parts=3, method="contiguous")
-    over_parts = sarc.compile(module, parts, backend="reference")
+    over_parts = sarc.compile(module, parts, backend="reference", placement="dst")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         over_parts(*(values[k] for k in model.inputs))

@@ -15,8 +15,9 @@ from sarc.codegen.kernels import has_kernel
 from sarc.compiler import graph_spaces, input_names, placeholder_types
 from sarc.frontends.capture import Argument, capture
 from sarc.ir.parse import parse_program
+from sarc.ir.placement import Ends, RowSet, Site
 from sarc.ir.print import format_node, format_program
-from sarc.ir.program import Program, remove_dead
+from sarc.ir.program import Input, Program, remove_dead
 from sarc.ir.space import Rows, ValueType
 from sarc.ir.verify import verify
 from sarc.partition.columns import ColumnMap
@@ -36,7 +37,9 @@ from sarc.passes.partitioned.build_schedule import build_schedule
 from sarc.passes.partitioned.exchange_whole import ExchangeWhole
 from sarc.passes.partitioned.fuse_rows import FuseRows
 from sarc.passes.partitioned.merge_row_phases import MergeRowPhases
+from sarc.passes.partitioned.narrow_fetches import NarrowFetches
 from sarc.passes.partitioned.partition_program import PartitionProgram
+from sarc.passes.partitioned.place_edge_programs import PlaceEdgePrograms
 
 ARGUMENTS = [
     Argument("x", ValueType((Rows("N"), 4), torch.float32)),
@@ -86,6 +89,7 @@ ON_CODE = {
     "sarc.passes.forward.canonicalise": canonicalise,
     "sarc.passes.forward.raise_graph_ops": raise_graph_ops,
 }
+ROW_SETS = (RowSet("E_src", Site(Ends("E", Input("bound", "src"), Input("bound", "dst"), "N", "N"), "src")),)
 ON_PROGRAM: dict[str, Callable[[Program], tuple[Program, ...]]] = {
     "sarc.passes.base": lambda p: (cleaned(p),),
     "sarc.passes.forward.split_attention": lambda p: (SplitAttention().run(p),),
@@ -97,8 +101,10 @@ ON_PROGRAM: dict[str, Callable[[Program], tuple[Program, ...]]] = {
     "sarc.passes.joint.simplify": lambda p: (Simplify().run(p),),
     "sarc.passes.joint.split": split,
     "sarc.passes.joint.fuse_edge_programs": lambda p: (FuseEdgePrograms().run(p),),
+    "sarc.passes.partitioned.place_edge_programs": lambda p: (PlaceEdgePrograms({"edge_call": ROW_SETS}).run(p),),
     "sarc.passes.partitioned.partition_program": lambda p: (PartitionProgram(frozenset({"src"})).run(p),),
     "sarc.passes.partitioned.exchange_whole": lambda p: (ExchangeWhole().run(p),),
+    "sarc.passes.partitioned.narrow_fetches": lambda p: (NarrowFetches().run(p),),
     "sarc.passes.partitioned.merge_row_phases": lambda p: (MergeRowPhases(has_kernel).run(p),),
     "sarc.passes.partitioned.fuse_rows": lambda p: (FuseRows(has_kernel).run(p),),
 }

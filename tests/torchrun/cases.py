@@ -117,14 +117,15 @@ class Loss(nn.Module):
 
 
 def compare(
-    world: World, build: Callable[[], nn.Module], names: tuple[str, ...], kind: str = "random", num_parts=None
+    world: World, build: Callable[[], nn.Module], names: tuple[str, ...], kind: str = "random", num_parts=None,
+    **options,
 ) -> None:
     """Outputs, parameter gradients, input gradients and buffers of the ranks equal the plain module's, in float64."""
     values = data()
     torch.manual_seed(world.rank)  # another model on every rank: compile gives all of them rank 0's parameters
     model = build().double()
     mine = shard(values, world, kind, num_parts)
-    compiled = sarc.compile(model, mine.partitions)
+    compiled = sarc.compile(model, mine.partitions, **options)
     plain = copy.deepcopy(model)
     for _ in range(2):  # the second call finds everything bound
         expected, wanted = observe(plain, values, values["edge_index"], names, torch.arange(NODES))

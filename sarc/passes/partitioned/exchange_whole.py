@@ -108,19 +108,31 @@ class ExchangeWhole:
 
 
 def choose_exchange(
-    options: ExchangeOptions, spaces: Spaces, columns: Mapping[tuple[str, str | int], ColumnMap], crossing: Crossing
+    options: ExchangeOptions,
+    spaces: Spaces,
+    columns: Mapping[tuple[str, str | int], ColumnMap],
+    decided: Mapping[str, bool],
+    crossing: Crossing,
 ) -> tuple[tuple[fx.Node, ...], bool]:
-    """What of a crossing is exchanged whole; the same on all parts."""
-    if options.exchange == "ring":
-        return (), False
+    """What of a crossing is exchanged whole; the same on all parts.
+
+    Args:
+        decided: by name of an edge program, what was decided with its site.
+    """
     if options.exchange == "sar":
         return crossing.shared, False
-    if options.exchange == "auto":
-        column = columns[crossing.column.name, crossing.parent]
-        held = column.most_halo_rows * crossing.row_bytes(spaces)
-        if held > options.halo_budget or whole_seconds(held) > ring_seconds(held, sum(column.round_chunks)):
-            return (), False
-    return crossing.fetched, True
+    whole = decided.get(crossing.call.args[0].name)
+    if whole is None:
+        whole = is_whole(options, columns[crossing.column.name, crossing.parent], crossing.row_bytes(spaces))
+    return (crossing.fetched, True) if whole else ((), False)
+
+
+def is_whole(options: ExchangeOptions, column: ColumnMap, row_bytes: int) -> bool:
+    """Whether rows of so many bytes, named by a column, travel from all peers at once."""
+    if options.exchange != "auto":
+        return options.exchange == "whole"
+    held = column.most_halo_rows * row_bytes
+    return held <= options.halo_budget and whole_seconds(held) <= ring_seconds(held, sum(column.round_chunks))
 
 
 def find_crossings(program: Program) -> list[Crossing]:
