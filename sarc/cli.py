@@ -75,17 +75,27 @@ def _about_a_model(command: Callable[..., None]) -> Callable[..., None]:
             "--exchange", default="auto", show_default=True, type=click.Choice(["auto", "ring", "whole", "sar"]),
             help="How rows travel between parts.",
         ),
+        click.option(
+            "--placement", default="auto", show_default=True, type=click.Choice(["auto", "dst", "src", "cover"]),
+            help="Where edges run whose ends two parts own.",
+        ),
+        click.option(
+            "--objective", default="time", show_default=True, type=click.Choice(["time", "bytes", "memory"]),
+            help="What decides it.",
+        ),
     ]  # fmt: skip
 
     def run(
         model: str, specs: tuple[str, ...], data: str, nodes: int, parts: int, method: str | None, evaluation: bool,
-        spaces: tuple[str, ...], prefetch: int, exchange: str, backend: str = "reference", **rest: Any,
+        spaces: tuple[str, ...], prefetch: int, exchange: str, placement: str, objective: str,
+        backend: str = "reference", **rest: Any,
     ) -> None:  # fmt: skip
         from sarc.commands.run_model import Wanted
 
         named = dict(_space(s) for s in spaces)
         training = not evaluation
-        command(Wanted(model, specs, data, nodes, parts, method, backend, training, prefetch, named, exchange), **rest)
+        how = {"exchange": exchange, "placement": placement, "objective": objective}
+        command(Wanted(model, specs, data, nodes, parts, method, backend, training, prefetch, named, **how), **rest)
 
     run.__doc__, run.__name__ = command.__doc__, command.__name__
     run.__click_params__ = list(getattr(command, "__click_params__", []))  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ from typing import Any
 
 from sarc.commands.output import as_records, write_json, write_lines, write_table
 from sarc.commands.run_model import Session
+from sarc.ir.placement import Choice
 from sarc.runtime.memory_log import CATEGORIES
 from sarc.runtime.profile import PartRun, Profile, profile
 
@@ -13,6 +14,8 @@ _EDGES = ("direction", "edge program", "over", "folds", "fetches", "row B", "ret
           "line")  # fmt: skip
 _EXCHANGES = ("direction", "exchange", "of", "row B", "how", "sends B", "messages", "holds B", "ring ms", "whole ms",
               "line")  # fmt: skip
+_PLACES = ("direction", "edge programs", "site", "chosen", "bytes of all parts", "of a pair of parts", "ms", "memory B",
+           "why", "line")  # fmt: skip
 _SAVED = ("saved value", "type", "bytes")
 _MEMORY = ("part", "direction", "peak B", *CATEGORIES)
 _CHECK = ("what", "predicted", "measured")
@@ -40,6 +43,7 @@ def plan(session: Session, run: bool, as_json: bool) -> None:
         )
         for e in made.exchanges
     ]  # fmt: skip
+    places = [row for stage, choice in made.placements for row in _place_rows(stage, choice)]
     reduces = [(stage, count, size) for stage, (count, size) in made.all_reduces.items()]
     work = [(stage, str(cost.flops), str(cost.nbytes)) for stage, cost in made.work.items()]
     document: dict[str, Any] = {
@@ -49,6 +53,7 @@ def plan(session: Session, run: bool, as_json: bool) -> None:
         "chunk_limit": made.chunk_limit,
         "edge_programs": [{k.strip(): v for k, v in zip(_KEYS, row, strict=True)} for row in edges],
         "exchanges": as_records(_EXCHANGES, exchanges),
+        "placements": as_records(_PLACES, places),
         "saved": as_records(_SAVED, made.saved),
         "all_reduces": as_records(("direction", "count", "bytes a part"), reduces),
         "work_of_the_whole_graph": as_records(("direction", "operations", "bytes moved"), work),
@@ -67,6 +72,9 @@ def plan(session: Session, run: bool, as_json: bool) -> None:
     )
     write_table(title, _EDGES, edges, "bytes of all parts together, one forward and one backward")
     write_table("exchanges", _EXCHANGES, exchanges, "holds B: most on one part; ms: predicted, for either way")
+    if places:
+        note = "H_pq source and B_pq destination rows have such edges, a cover C_pq and D_pq of them; ms predicted"
+        write_table("where edges run whose ends two parts own", _PLACES, places, note)
     write_table("kept between forward and backward", _SAVED, made.saved)
     write_table("all-reduces", ("direction", "count", "bytes a part"), reduces)
     write_table("work, whole graph", ("direction", "operations", "bytes moved"), work)
@@ -80,6 +88,20 @@ _KEYS = (
     "direction", "edge_program", "over", "folds", "fetches", "fetch_row_bytes", "returns", "return_row_bytes",
     "sent_bytes", "stored_bytes", "line",
 )  # fmt: skip
+
+
+def _place_rows(stage: str, choice: Choice) -> list[tuple[Any, ...]]:
+    """The candidates of some edge programs; one row where they run at home only."""
+    need = choice.need
+    if choice.chosen is None:
+        return [(stage, need.name, "dst", "->", None, None, None, None, choice.reason, need.loc)]
+    return [
+        (
+            stage, need.name, c.site, "->" if c is choice.chosen else "", c.nbytes, str(c.formula),
+            round(1e3 * c.seconds, 3), c.memory, choice.reason if c is choice.chosen else "", need.loc,
+        )
+        for c in choice.candidates
+    ]  # fmt: skip
 
 
 def _measure(session: Session) -> tuple[Profile, dict[str, int]]:

@@ -35,7 +35,7 @@ class Wanted:
         parts, method: how it is cut.
         backend: as for `sarc.compile`.
         training: train mode with gradients, or eval mode without.
-        prefetch, spaces, exchange: as for `sarc.compile`.
+        prefetch, spaces, exchange, placement, objective: as for `sarc.compile`.
     """
 
     model: str
@@ -49,6 +49,8 @@ class Wanted:
     prefetch: int = 1
     spaces: Mapping[str, str | None] = field(default_factory=dict)
     exchange: str = "auto"
+    placement: str = "auto"
+    objective: str = "time"
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,9 @@ def start(wanted: Wanted) -> Session:
     compiled = CompiledModule(
         found.model,
         partitions,
-        Pipeline(wanted.backend, observe, ExchangeOptions(wanted.exchange)),
+        Pipeline(
+            wanted.backend, observe, ExchangeOptions(wanted.exchange), wanted.placement, wanted.objective
+        ),
         spaces=wanted.spaces,
         prefetch=wanted.prefetch,
         seed=0,

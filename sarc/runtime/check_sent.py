@@ -68,15 +68,22 @@ def _shares(
 
 
 def _readers(values: Iterable[fx.Node], group_of: Mapping[str, int]) -> set[int]:
-    """Groups whose edge programs read values over a reach, or what is computed of them there."""
+    """Groups whose edge programs read values over a reach, or what is computed of them for its rows."""
     found, stack = set(), list(values)
     while stack:
-        for user in stack.pop().users:
+        node = stack.pop()
+        reaches = _spaces(node)
+        for user in node.users:
             if user.target is edge_call and user.args[0].name in group_of:
                 found.add(group_of[user.args[0].name])
-            elif user.op == "call_function":
+            elif user.op == "call_function" and reaches & _spaces(user):
                 stack.append(user)
     return found
+
+
+def _spaces(node: fx.Node) -> set[str]:
+    types = node.meta["type"] if isinstance(node.meta["type"], tuple) else (node.meta["type"],)
+    return {space for type_ in types for space in type_.spaces}
 
 
 def check_sent(schedule: Schedule, counted: Sent) -> None:

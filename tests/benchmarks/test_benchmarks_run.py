@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import attention, epochs, layers, ops, peak, race, roof
+from benchmarks import attention, epochs, layers, ops, peak, placement, race, roof
 from benchmarks.contestants import Case, Contestant
 from benchmarks.graphs import KINDS, draw
 from benchmarks.options import Options
@@ -41,6 +41,16 @@ def rows_of(command, tmp_path: Path, *arguments: str) -> list[dict]:
     done = CliRunner().invoke(command, [*arguments, "--json", str(path)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return json.loads(path.read_text())["rows"]
+
+
+def test_placement(tmp_path: Path) -> None:
+    """No placement sends more than the paper's scheme when bytes decide."""
+    quick = ("--nodes", "60", "--degree", "4", "--width", "8", "--heads", "2", "--backend", "reference")
+    rows = rows_of(placement.main, tmp_path, *quick, "--parts", "3", "--graph", "rmat", "--only", "GAT", "--only", "SAGE")
+    assert {row["case"] for row in rows} == {"GAT", "SAGE"}
+    sent = {(row["case"], row["placement"]): row["sent MiB"] for row in rows}
+    for case in ("GAT", "SAGE"):
+        assert sent[case, "bytes"] <= min(sent[case, other] for other in ("sar", "dst", "src", "cover"))
 
 
 LIBRARIES = ("--contestants", "DGL", "--contestants", "PyG", "--contestants", "PyG, norm kept")
