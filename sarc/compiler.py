@@ -34,7 +34,10 @@ from sarc.ir.verify import verify
 from sarc.partition.columns import ColumnMap
 from sarc.partition.layout import Partitions
 from sarc.passes.forward.bind import bind
+from sarc.passes.forward.bind_data import bind_data
 from sarc.passes.forward.canonicalise import Canonicalise
+from sarc.passes.forward.compute_halos import ComputeHalos
+from sarc.passes.forward.data_price import DataPrice
 from sarc.passes.forward.factor_folds import FactorFolds
 from sarc.passes.forward.hoist_rowwise import HoistRowwise
 from sarc.passes.forward.order_dense import OrderDense
@@ -158,18 +161,43 @@ class Pipeline:
         structure, step = (self.after("bind", program) for program in bind(rewritten))
         return Stages(captured, {"raised": raised, "structure": structure, "step": step})
 
-    def back(self, stages: Stages, wrt: frozenset[Input]) -> Stages:
-        """Differentiation to edge programs."""
+    def back(
+        self, stages: Stages, wrt: frozenset[Input], halos: Mapping[str, int], rows: Mapping[str, int]
+    ) -> Stages:
+        """What is bound to data, differentiation, edge programs.
+
+        Args:
+            wrt: inputs that need gradients.
+            halos: most rows of other parts that a part reads through each column that reaches them.
+            rows: most rows of each space on a part.
+        """
         step = stages["step"]
+        if self.exchange.exchange != "sar":
+            stages, step = self._bind_data(stages, wrt, halos, rows)
         if not wrt:
             simplified = self.after(Simplify.name, Simplify().run(step.at("forward")))
             forward = self.after(FuseEdgePrograms.name, FuseEdgePrograms().run(simplified))
-            return Stages(stages.captured, {**stages.programs, "forward": forward})
+            return Stages(stages.captured, {**stages.programs, "forward": forward}, stages.captured_answers)
         joint = self.after("differentiate", differentiate(step, wrt))
         joint = self.after(Simplify.name, Simplify().run(joint))
         forward, backward = (self.after("split", program) for program in split(joint))
         forward, backward = (self.after(FuseEdgePrograms.name, FuseEdgePrograms().run(p)) for p in (forward, backward))
-        return Stages(stages.captured, {**stages.programs, "joint": joint, "forward": forward, "backward": backward})
+        made = {"joint": joint, "forward": forward, "backward": backward}
+        return Stages(stages.captured, {**stages.programs, **made}, stages.captured_answers)
+
+    def _bind_data(
+        self, stages: Stages, wrt: frozenset[Input], halos: Mapping[str, int], rows: Mapping[str, int]
+    ) -> tuple[Stages, Program]:
+        """The stages with a data program, where there is one, and the step that reads what it makes."""
+        price = DataPrice(self.exchange, self.objective, stages["step"].spaces, halos, rows, bool(wrt))
+        step = self.after(OrderDense.name, OrderDense(wrt).run(stages["step"]))
+        step = self.after(ComputeHalos.name, ComputeHalos(wrt, halos, price.halo).run(step))
+        data, step = bind_data(step, wrt, price.keep)
+        if data is None:
+            return stages, stages["step"]
+        data, step = self.after("bind-data", data), self.after("bind-data", step)
+        fused = self.after(FuseEdgePrograms.name, FuseEdgePrograms().run(data))
+        return Stages(stages.captured, {**stages.programs, "data": fused}, stages.captured_answers), step
 
     def needs(
         self, program: Program, remote: frozenset[str], columns: Mapping[tuple[str, str | int], ColumnMap]
@@ -379,7 +407,9 @@ def compile(
         exchange: how rows travel between parts. "auto": all rows of a step of a layer at once, in one all-to-all, while
             the halo fits `halo_budget`, and beyond it chunk by chunk in a ring, with at most 2 (1 + prefetch) chunks
             alive; "whole" and "ring" force one of them; "sar" is the scheme of the SAR paper, for comparison.
-        halo_budget: bytes of other parts' rows that a part may hold at once under "auto".
+            Under all but "sar", what depends on arguments that need no gradient alone is exchanged and computed once,
+            and again when they change: sums over neighbours of a linear first layer, or the halo's rows of x.
+        halo_budget: bytes of other parts' rows that a part may hold at once under "auto"; and of what is kept of data.
         comm_dtype: torch.bfloat16 sends rows and partial sums rounded to it, half the bytes; None sends them as they
             are. It changes results: by about 2^-9 of each number sent.
 

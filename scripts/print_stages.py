@@ -46,10 +46,11 @@ STAGES = {
     "raised": "Captured, in canonical form, every index by rows a gather or a reduce; typed.",
     "structure": "What depends on the graph alone: run once a graph.",
     "step": "The rest: what is differentiated.",
+    "data": "What depends on x alone, which needs no gradient: made once a feature matrix.",
     "joint": "Forward and backward as one program.",
     "forward": "Everything over edges is in edge programs; what the backward pass reads is saved, over nodes only.",
     "backward": "Edge values are computed again from saved node values.",
-    "partitioned forward": "The program of one part: rows of other parts are fetched, all that a step needs in one message.",
+    "partitioned forward": "The program of one part: rows of other parts are fetched, all that is ready at once.",
     "partitioned backward": "Partial sums of gradients return to the rows' owners; weight gradients are all-reduced.",
 }
 

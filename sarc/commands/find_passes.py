@@ -98,10 +98,10 @@ def runner(found: Pass, wrt: tuple[str, ...] = (), remote: tuple[str, ...] | Non
         named = {e.name for e in program.inputs if e.kind == "param"} if not wrt else set(wrt)
         columns = [c.name for c, _ in Pipeline().columns(program)] if remote is None else remote
         return {"wrt": frozenset(e for e in program.inputs if e.name in named and e.kind in ("param", "arg")),
-                "remote": frozenset(columns)}  # fmt: skip
+                "remote": frozenset(columns), "columns": frozenset(columns)}  # fmt: skip
 
     asked = _asked(made) if inspect.isclass(made) else _asked(made)[1:]
-    unknown = [name for name in asked if name not in ("wrt", "remote")]
+    unknown = [name for name in asked if name not in ("wrt", "remote", "columns")]
     if unknown:
         raise CommandError(
             f"pass {found.name} needs {' and '.join(unknown)}, which the text of a program does not hold; run it with "

@@ -1,22 +1,24 @@
-"""Binding times: what a value is known from: nothing, the graph, or the features and parameters of a step."""
+"""Binding times: what a value is known from: nothing, the graph, data, or the parameters of a step."""
 
 from __future__ import annotations
 
 import torch.fx as fx
 
 from sarc.ir.dialect import GATHER, REDUCE, ROW_IDS, SEGMENT_IDS
-from sarc.ir.program import Program
+from sarc.ir.program import Input, Program
 
-CONSTANT, STRUCTURE, STEP = range(3)
+CONSTANT, STRUCTURE, DATA, STEP = range(4)
 
 
-def binding_times(program: Program) -> dict[fx.Node, int]:
-    """CONSTANT, STRUCTURE or STEP for every value."""
+def binding_times(program: Program, wrt: frozenset[Input] | None = None) -> dict[fx.Node, int]:
+    """CONSTANT, STRUCTURE, DATA or STEP for every value.
+
+    Args:
+        wrt: inputs that need gradients; the other arguments are data. None: it is not known, every argument may.
+    """
     times: dict[fx.Node, int] = {}
     for node, entry in zip(program.placeholders, program.inputs, strict=True):
-        whole_numbers = not node.meta["type"].dtype.is_floating_point
-        structural = entry.kind in ("constant", "rows") or (entry.kind == "arg" and whole_numbers)
-        times[node] = STRUCTURE if structural else STEP
+        times[node] = _of_input(entry, node.meta["type"].dtype.is_floating_point, wrt)
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue
@@ -27,3 +29,11 @@ def binding_times(program: Program) -> dict[fx.Node, int]:
             # A column is bound even when it is constant: its map is made from its values.
             times[node.args[1]] = max(times[node.args[1]], STRUCTURE)
     return times
+
+
+def _of_input(entry: Input, is_float: bool, wrt: frozenset[Input] | None) -> int:
+    if entry.kind in ("constant", "rows", "bound") or (entry.kind == "arg" and not is_float):
+        return STRUCTURE
+    if entry.kind == "data" or (entry.kind == "arg" and wrt is not None and entry not in wrt):
+        return DATA
+    return STEP

@@ -86,6 +86,36 @@ def _(rows, column, axis, size, kind):
     return rows.new_empty(shape)
 
 
+@torch.library.custom_op("sarc::own_rows", mutates_args=())
+def own_rows(x: Tensor, axis: int, size: int) -> Tensor:
+    """The first `size` rows along `axis`: those that a part owns, of the rows it reaches through a column."""
+    return x.narrow(axis, 0, size).clone()
+
+
+@own_rows.register_fake
+def _(x, axis, size):
+    shape = list(x.shape)
+    shape[axis] = size
+    return x.new_empty(shape)
+
+
+@torch.library.custom_op("sarc::widen_rows", mutates_args=())
+def widen_rows(x: Tensor, axis: int, size: int) -> Tensor:
+    """`x` with rows of zeros behind, `size` along `axis`: the derivative of `own_rows`."""
+    shape = list(x.shape)
+    shape[axis] = size
+    out = x.new_zeros(shape)
+    out.narrow(axis, 0, x.shape[axis]).copy_(x)
+    return out
+
+
+@widen_rows.register_fake
+def _(x, axis, size):
+    shape = list(x.shape)
+    shape[axis] = size
+    return x.new_empty(shape)
+
+
 @torch.library.custom_op("sarc::uniform", mutates_args=())
 def uniform(rng: Tensor, size: list[int], op: int) -> Tensor:
     """Uniform draws in [0, 1), float32 of shape `size`, keyed by (seed, step, op, row, feature).
@@ -163,11 +193,23 @@ def _reduce_backward(ctx, grad):
     return attains * gather(grad / ties.clamp(min=1), column, ctx.axis), None, None, None, None
 
 
+def _own_rows_setup(ctx, inputs, output):
+    x, ctx.axis, _ = inputs
+    ctx.size = x.shape[ctx.axis]
+
+
+def _own_rows_backward(ctx, grad):
+    return widen_rows(grad, ctx.axis, ctx.size), None, None
+
+
+own_rows.register_autograd(_own_rows_backward, setup_context=_own_rows_setup)
 gather.register_autograd(_gather_backward, setup_context=_gather_setup)
 reduce.register_autograd(_reduce_backward, setup_context=_reduce_setup)
 
 GATHER = torch.ops.sarc.gather.default
 REDUCE = torch.ops.sarc.reduce.default
+OWN_ROWS = torch.ops.sarc.own_rows.default
+WIDEN_ROWS = torch.ops.sarc.widen_rows.default
 UNIFORM = torch.ops.sarc.uniform.default
 ROW_IDS = torch.ops.sarc.row_ids.default
 SEGMENT_IDS = torch.ops.sarc.segment_ids.default

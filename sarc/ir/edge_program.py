@@ -20,7 +20,7 @@ from sarc.ir.dialect import UNIFORM, fold_rows, start_value
 from sarc.ir.draws import keyed_uniform
 from sarc.ir.live_bytes import last_uses, live_bytes_per_row
 from sarc.ir.ops import definition, resolve_sizes
-from sarc.ir.space import Rows, Spaces, ValueType, lengths
+from sarc.ir.space import Dim, Rows, Spaces, ValueType, lengths
 
 
 @dataclass(frozen=True)
@@ -314,6 +314,11 @@ class ChunkLayout:
         return {key: s.movedim(0, axes[key]) for key, s in self.segments(buffer, rows).items()}
 
 
+def is_reach(dim: Dim, spaces: Spaces) -> bool:
+    """Whether a dimension has the rows that a part reaches through a column."""
+    return isinstance(dim, Rows) and spaces[dim.space].kind == "reach"
+
+
 def fetch_layout(
     program: EdgeProgram, values: Sequence[ValueType], spaces: Spaces, wire: torch.dtype | None = None
 ) -> ChunkLayout:
@@ -328,18 +333,21 @@ def fetch_layout(
     for operand in program.operands:
         if operand.column is None or operand.axis is None or operand.column != program.remote:
             continue
-        dim = values[operand.value].dims[operand.axis]
-        if not (isinstance(dim, Rows) and spaces[dim.space].kind == "reach"):
+        if not is_reach(values[operand.value].dims[operand.axis], spaces):
             picked[operand.value] = (operand.value, operand.axis, values[operand.value])
     return _layout(list(picked.values()), wire)
 
 
-def return_layout(program: EdgeProgram, wire: torch.dtype | None = None) -> ChunkLayout:
-    """Message layout of the partial folds to the remote column's rows; keys are indices of results."""
+def return_layout(program: EdgeProgram, spaces: Spaces, wire: torch.dtype | None = None) -> ChunkLayout:
+    """Message layout of the partial folds to the remote column's rows; keys are indices of results.
+
+    Folds to rows of a reach stay here.
+    """
     picked = [
         (k, r.axis, r.type)
         for k, r in enumerate(program.results)
         if r.axis is not None and r.column is not None and r.column == program.remote
+        if not is_reach(r.type.dims[r.axis], spaces)
     ]
     return _layout(picked, wire)
 

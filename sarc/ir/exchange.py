@@ -18,6 +18,8 @@ EXCHANGES = ("auto", "ring", "whole", "sar")
 MESSAGE_SECONDS = 6e-4
 ALL_TO_ALL_SECONDS = 6e-4
 BYTES_PER_SECOND = 1e9
+# Of matrix products on one core, in float32.
+FLOPS_PER_SECOND = 4e10
 
 
 @dataclass(frozen=True)

@@ -309,6 +309,18 @@ def reduce(call: Call) -> Dims:
     return tuple(out)
 
 
+def owned(call: Call) -> Dims:
+    """Between rows that a part reaches and those of them that it owns."""
+    out = list(call.type("x").dims)
+    axis = call.arguments["axis"]
+    ends = (out[axis], call.results[0][axis])
+    spaces = [call.spaces[d.space] for d in ends if isinstance(d, Rows) and d.plain]
+    if len(spaces) < 2 or not any(s.kind == "reach" and o.name in s.parents for s, o in (spaces, spaces[::-1])):
+        raise call.refuse("takes rows by position", "expected rows of a reach and of its parent")
+    out[axis] = ends[1]
+    return tuple(out)
+
+
 def segment_ids(call: Call) -> Dims:
     """The segments follow each other in the order of the rows, which rows of a selection do not know on a part."""
     for dim in (*call.type("lengths").dims, *call.results[0]):

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sarc.ir import layout_rules as rules
 from sarc.ir.call import MIXES_ROWS, PAIRS_ROWS, Call, Dims, named_arguments
-from sarc.ir.dialect import GATHER, REDUCE, ROW_IDS, SEGMENT_IDS, SELECT_ROWS, UNIFORM
+from sarc.ir.dialect import GATHER, OWN_ROWS, REDUCE, ROW_IDS, SEGMENT_IDS, SELECT_ROWS, UNIFORM, WIDEN_ROWS
 from sarc.ir.program import map_sizes
 from sarc.ir.space import DTYPE_NAMES, Dim, Rows, Size, Spaces, ValueType
 
@@ -63,10 +63,15 @@ _WORK: dict[object, str] = {
     **dict.fromkeys((rules.view, rules.expand, rules.permute, rules.transpose, rules.unsqueeze), "view"),
     **dict.fromkeys((rules.squeeze, rules.select, rules.slice_), "view"),
     rules.created: "create",
-    **dict.fromkeys((rules.gather, rules.cat, rules.stack, rules.repeat, rules.flip, rules.select_rows), "move"),
+    **dict.fromkeys((rules.gather, rules.owned, rules.cat, rules.stack, rules.repeat, rules.flip), "move"),
+    rules.select_rows: "move",
     **dict.fromkeys((rules.over_dims, rules.along_features, rules.reduce), "fold"),
     rules.matmul: "product",
 }
+# What makes rows of other spaces than its operands have, and contracts none.
+_KEEP_ROWS = {
+    GATHER, OWN_ROWS, WIDEN_ROWS, SELECT_ROWS, ROW_IDS, SEGMENT_IDS, UNIFORM, aten.cat.default, aten.slice.Tensor,
+}  # fmt: skip
 # Row ids and selections belong to the structure of the graph: they are bound before a step runs.
 _BOUND_ONCE = ("raised", "structure")
 
@@ -74,6 +79,8 @@ _BOUND_ONCE = ("raised", "structure")
 TABLE: dict[object, OpDef] = {
     GATHER: OpDef(rules.gather),
     REDUCE: OpDef(rules.reduce, "sum"),
+    OWN_ROWS: OpDef(rules.owned),
+    WIDEN_ROWS: OpDef(rules.owned),
     ROW_IDS: OpDef(rules.created, stages=_BOUND_ONCE),
     SEGMENT_IDS: OpDef(rules.segment_ids, stages=_BOUND_ONCE),
     SELECT_ROWS: OpDef(rules.select_rows, stages=_BOUND_ONCE),
@@ -220,7 +227,7 @@ def infer(node: fx.Node, spaces: Spaces) -> Types:
 
 def contracted(node: fx.Node, result: Types) -> bool:
     """Whether the call contracts a space, so that each part's result is a share of the whole."""
-    if node.target in (GATHER, SELECT_ROWS, ROW_IDS, SEGMENT_IDS, UNIFORM, aten.cat.default, aten.slice.Tensor):
+    if node.target in _KEEP_ROWS:
         return False
     if node.target is operator.getitem or not isinstance(result, ValueType):
         return False
@@ -269,7 +276,7 @@ def resolve_sizes(
     """Operands with numbers for sizes: local rows where the operator takes a shape, whole-graph rows elsewhere."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return args, kwargs
-    names, shapes = _shape_operands(node.target)
+    names, shapes = shape_operands(node.target)
 
     def number(name: str, value: Any) -> Any:
         sizes = local if name in shapes else total
@@ -282,7 +289,9 @@ def resolve_sizes(
 
 
 @lru_cache(maxsize=1024)
-def _shape_operands(target: torch._ops.OpOverload) -> tuple[tuple[str, ...], frozenset[str]]:
+def shape_operands(target: Any) -> tuple[tuple[str, ...], frozenset[str]]:
     """Names of an operator's operands, and of those that are lengths: schemas call factors `number`."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return (), frozenset()
     specs = target._schema.arguments
     return tuple(s.name for s in specs), frozenset(s.name for s in specs if "int" in str(s.real_type))

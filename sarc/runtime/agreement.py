@@ -80,25 +80,27 @@ class Agreement:
         note: Note,
         problem: Exception | None,
         bound: int,
+        has_data: bool,
         draws: tuple[int, int],
         decide: Callable[[list[Note]], tuple[str, ...]],
-    ) -> tuple[Settled, bool]:
+    ) -> tuple[Settled, bool, bool]:
         """What all ranks agree on for this call.
 
         Args:
             problem: the error behind `note.problem`.
             bound: number of the variant that is bound to this call's structure on this rank, or -1.
+            has_data: whether what that variant made of data is of this call's, on this rank.
             draws: seed and step of the random draws.
             decide: the kinds of all leaves from every rank's note; raises when these do not fit together.
 
         Returns:
-            the agreement, and whether every rank reported the same `bound` variant.
+            the agreement, whether every rank reported the same `bound` variant, and whether all of them have its data.
 
         Raises:
             the problem of any rank; GraphError: the ranks call differently; ExchangeError: a rank does not answer.
         """
         mine = note.digest
-        reports = self._transport.all_gather_numbers((mine, bound, *draws))
+        reports = self._transport.all_gather_numbers((mine, bound, has_data, *draws))
         key = tuple(digest for digest, *_ in reports)
         if key not in self._settled:
             notes = gather_objects(note) if self._transport.distributed else [note]
@@ -106,14 +108,15 @@ class Agreement:
             _check_headers(notes)
             wrt = frozenset(Input(kind, name) for each in notes for kind, name in each.wrt)
             self._settled[key] = Settled(note.header, decide(notes), wrt)
-        for rank, (_, _, seed, step) in enumerate(reports):
-            if (seed, step) != tuple(reports[0][2:]):
+        for rank, (*_, seed, step) in enumerate(reports):
+            if (seed, step) != tuple(reports[0][3:]):
                 raise GraphError(
-                    f"rank {rank} draws with seed {seed}, step {step}, rank 0 with seed {reports[0][2]}, step "
-                    f"{reports[0][3]}: set compiled.seed and compiled.step to the same values on every rank"
+                    f"rank {rank} draws with seed {seed}, step {step}, rank 0 with seed {reports[0][3]}, step "
+                    f"{reports[0][4]}: set compiled.seed and compiled.step to the same values on every rank"
                 )
         settled = self._latest[mine] = self._settled[key]
-        return settled, bound >= 0 and all(report[1] == bound for report in reports)
+        is_bound = bound >= 0 and all(report[1] == bound for report in reports)
+        return settled, is_bound, is_bound and all(report[2] for report in reports)
 
 
 def problem_note(error: Exception) -> Note:

@@ -25,6 +25,7 @@ from sarc.runtime.host import Host
 from sarc.runtime.known_columns import KnownColumns
 from sarc.runtime.part_state import PartState
 from sarc.runtime.placing import Placing, place
+from sarc.runtime.prologue import Prologue
 from sarc.runtime.rows import RowOrder
 from sarc.runtime.structure import run_structure
 from sarc.runtime.transport import AllGather, Work, run_parts
@@ -49,6 +50,7 @@ class Binding:
         kernels: compiled edge programs by name, by stage; the others run in plain torch.
         remote: names of the columns that reach other parts, by stage.
         placing: where edge programs run, and the row sets made for them.
+        prologue: what is made of data, once a feature matrix; None where nothing is.
     """
 
     structural: list[tuple[Tensor, int]]
@@ -59,6 +61,7 @@ class Binding:
     kernels: dict[str, Mapping[str, Kernel]] = field(default_factory=dict)
     remote: dict[str, frozenset[str]] = field(default_factory=dict)
     placing: Placing = field(default_factory=Placing)
+    prologue: Prologue | None = None
 
     def fits(self, structural: Sequence[Tensor]) -> bool:
         """Whether it was made from tensors of these values."""
@@ -86,15 +89,21 @@ def structural_tensors(programs: Mapping[str, Program], values: Values) -> list[
     return [v for v in found if v is not None and not v.dtype.is_floating_point]
 
 
-def bind(compiler, host: Host, stages, values: Values, prefetch: int) -> Binding:
-    """Run the structure program and schedule the others on every hosted part.
+@dataclass(frozen=True)
+class Structure:
+    """What the structure program made.
 
-    Args:
-        compiler: the passes (`sarc.runtime.variants.Compiler`).
-        stages: programs of one variant.
-        values: this process's arguments.
-        prefetch: chunks posted ahead.
+    Attributes:
+        order: rows of this process and its parts.
+        bound: bound values of each hosted part, by name.
     """
+
+    order: RowOrder
+    bound: list[dict[str, Tensor]]
+
+
+def make_structure(host: Host, stages, values: Values) -> Structure:
+    """Run the structure program on every hosted part."""
     structure: Program = stages["structure"]
     states = [_state(host, structure, rank) for rank in sorted(host.partitions.parts)]
     order = RowOrder(host.whole, states)
@@ -103,11 +112,51 @@ def bind(compiler, host: Host, stages, values: Values, prefetch: int) -> Binding
     bound = run_parts(
         {s.rank: run_structure(structure, s, cut) for s, cut in zip(states, cuts, strict=True)}, host.transport
     )
+    return Structure(order, [bound[s.rank] for s in states])
+
+
+def measure_halos(
+    compiler, host: Host, stages, values: Values, made: Structure
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Most halo rows through each column of a step that reaches other parts; most rows of each space on a part.
+
+    The same on all parts, which all call it.
+    """
+    step: Program = stages["step"]
+    cuts = cut_inputs(step, values, made.order, stages.captured.constants)
+    _map_columns(compiler, host, step, made, cuts, Placing())
+    columns = made.order.states[0].columns
+    wanted = [(c, t) for c, t in compiler.columns(step) if columns[c.name, t].remote]
+    found = {c.name: columns[c.name, t].most_halo_rows for c, t in wanted}
+
+    def share(state: PartState) -> Work:
+        everyone = yield AllGather(state.local_sizes())
+        return {name: max(sizes[name] for sizes in everyone) for name in everyone[0]}
+
+    rows = run_parts({s.rank: share(s) for s in made.order.states}, host.transport)
+    return found, rows[made.order.states[0].rank]
+
+
+def bind(compiler, host: Host, stages, values: Values, prefetch: int, made: Structure | None = None) -> Binding:
+    """Run the structure program and schedule the others on every hosted part.
+
+    Args:
+        compiler: the passes (`sarc.runtime.variants.Compiler`).
+        stages: programs of one variant.
+        values: this process's arguments.
+        prefetch: chunks posted ahead.
+        made: by the structure program, where it has run.
+    """
+    made = made or make_structure(host, stages, values)
+    constants = stages.captured.constants
     structural = [(t, _version(t)) for t in structural_tensors(stages.programs, values)]
-    binding = Binding(structural, order, [bound[s.rank] for s in states])
-    for stage in ("forward", "backward"):
+    binding = Binding(structural, made.order, made.bound)
+    for stage in ("data", "forward", "backward"):
         if stage in stages.programs:
             _schedule(compiler, host, stage, stages[stage], values, constants, binding, prefetch)
+    if "data" in stages.programs:
+        program, schedules = binding.programs.pop("data"), binding.schedules.pop("data")
+        binding.prologue = Prologue(program, schedules, binding.kernels.pop("data"))
     return binding
 
 
@@ -159,14 +208,17 @@ def _schedule(
     """Map the program's columns, partition it and build every hosted part's schedule."""
     states = binding.order.states
     cuts = cut_inputs(program, values, binding.order, constants)
-    remote = _map_columns(compiler, host, program, binding, cuts)
+    remote = _map_columns(compiler, host, program, binding, cuts, binding.placing)
+    for space in program.spaces:
+        if space.kind == "reach":
+            run_parts({s.rank: s.add_reach_keys(space) for s in states}, host.transport)
     homes = [{**{Input("bound", n): v for n, v in b.items()}, **c} for b, c in zip(binding.bound, cuts, strict=True)]
     placed = place(compiler, host.transport, program, remote, states, homes, binding.placing)
     if placed is not program:
         program = placed
         for bound, made in zip(binding.bound, binding.placing.values, strict=True):
             bound.update(made)
-        remote = _map_columns(compiler, host, program, binding, cuts)
+        remote = _map_columns(compiler, host, program, binding, cuts, binding.placing)
     binding.remote[stage], binding.placing.programs[stage] = remote, program
     partitioned = compiler.partition(program, remote, states[0].columns, binding.placing.choices[stage])
     for state in states:
@@ -186,12 +238,14 @@ def _schedule(
     run_parts({s.rank: check_messages(s) for s in binding.schedules[stage]}, host.transport)
 
 
-def _map_columns(compiler, host: Host, program: Program, binding: Binding, cuts) -> frozenset[str]:
-    """Map the program's columns; the names of those that reach other parts."""
-    states = binding.order.states
+def _map_columns(
+    compiler, host: Host, program: Program, made: Structure | Binding, cuts, placing: Placing
+) -> frozenset[str]:
+    """Map the program's columns on every hosted part; the names of those that reach other parts."""
+    states = made.order.states
     for state in states:
         state.spaces = program.spaces.copy()
-        binding.placing.enter_spaces(state)
+        placing.enter_spaces(state)
     wanted: list[tuple[fx.Node, str | int]] = compiler.columns(program)
     entries = dict(zip(program.placeholders, program.inputs, strict=True))
 
@@ -201,10 +255,10 @@ def _map_columns(compiler, host: Host, program: Program, binding: Binding, cuts)
                 continue
             entry = entries[column]
             ids = bound[entry.name] if entry.kind == "bound" else cut[entry]
-            made = yield from state.map_column(ids, target, location(column), state.owners.get(entry.name))
-            state.columns[column.name, target] = made
+            found = yield from state.map_column(ids, target, location(column), state.owners.get(entry.name))
+            state.columns[column.name, target] = found
 
-    works = {s.rank: map_all(s, bound, cut) for s, bound, cut in zip(states, binding.bound, cuts, strict=True)}
+    works = {s.rank: map_all(s, bound, cut) for s, bound, cut in zip(states, made.bound, cuts, strict=True)}
     run_parts(works, host.transport)
     return frozenset(c.name for c, t in wanted if states[0].columns[c.name, t].remote)
 

@@ -14,13 +14,15 @@ from torch import Tensor
 from sarc.errors import ExchangeError
 from sarc.ir import schedule as ins
 from sarc.ir.collective import fetch, tuple_of
-from sarc.ir.dialect import GATHER, REDUCE, UNIFORM, fold_rows, start_value
+from sarc.ir.dialect import GATHER, OWN_ROWS, REDUCE, UNIFORM, fold_rows, start_value
 from sarc.ir.draws import keyed_uniform
 from sarc.ir.edge_program import (
     ChunkLayout,
     EdgeProgram,
     Operand,
+    Result,
     fetch_layout,
+    is_reach,
     new_accumulator,
     return_layout,
     whole_layout,
@@ -36,6 +38,8 @@ from sarc.runtime.part_state import PartState
 from sarc.runtime.structure import run_local
 from sarc.runtime.transport import AllReduce, Handle, Transport, Wait, Work
 from sarc.runtime.whole_exchange import WholeExchange
+
+_NO_KEYS = torch.empty(0, dtype=torch.int64)  # of spaces over which nothing is drawn
 
 
 class Kernel(Protocol):
@@ -143,6 +147,9 @@ class Executor:
         if node.target is UNIFORM:
             args, _ = resolve_sizes(node, fx.map_arg(node.args, env.__getitem__), {}, self.local, self.total)
             return keyed_uniform(node, args, self.keys)
+        if node.target is OWN_ROWS:  # a view where the operator itself copies
+            x, axis, _ = node.args
+            return env[x].narrow(axis, 0, self.local[node.meta["type"].dims[axis].space])
         if node.target is GATHER:
             x, column, axis = node.args
             return env[x].index_select(axis, self._map(column, x.meta["type"].dims[axis]).own_index)
@@ -287,13 +294,11 @@ class Executor:
 
     def _remote_map(self, node: fx.Node) -> ColumnMap:
         edges, values, columns = node.args
-        column = columns[edges.remote].name
-        for operand in edges.operands:
-            if operand.column == edges.remote:
-                space = self.program.spaces[values[operand.value].meta["type"].dims[operand.axis].space]
-                return self.state.columns[column, space.parents[0] if space.kind == "reach" else space.name]
-        result = next(r for r in edges.results if r.column == edges.remote)
-        return self.state.columns[column, result.type.dims[result.axis].space]
+        ends = [(values[o.value].meta["type"], o.axis) for o in edges.operands if o.column == edges.remote]
+        ends += [(r.type, r.axis) for r in edges.results if r.column == edges.remote]
+        type_, axis = ends[0]
+        space = self.program.spaces[type_.dims[axis].space]
+        return self.state.columns[columns[edges.remote].name, space.parents[0] if space.kind == "reach" else space.name]
 
     def _begin(self, step: ins.Begin) -> Work:
         edges: EdgeProgram = self.nodes[step.call].args[0]
@@ -340,13 +345,14 @@ class Executor:
                 continue
             table = self.env[values[operand.value].name]
             if operand.column is not None and operand.column == edges.remote and chunk is not None:
-                table = self._reached(node, operand, table, step)
+                table = self._reached(node, operand, values[operand.value].meta["type"], table, step)
             tables.append(table)
-        into = [
-            partial[k] if r.kind == "reduce" and r.column == remote else whole
-            for k, (r, whole) in enumerate(zip(edges.results, self.env[node.name], strict=True))
-        ]
-        keys = self.keys[edges.space]
+        into = []
+        for k, (result, whole) in enumerate(zip(edges.results, self.env[node.name], strict=True)):
+            if result.kind == "reduce" and result.column == edges.remote and chunk is not None:
+                whole = partial[k] if k in partial else self._reached(node, result, result.type, whole, step)
+            into.append(whole)
+        keys = self.keys.get(edges.space, _NO_KEYS)
         kernel = self.kernels.get(edges.name)
         if kernel is None:
             run_in_torch(edges, block, tables, into, keys, self.local, self.total)
@@ -355,17 +361,20 @@ class Executor:
         return
         yield
 
-    def _reached(self, node: fx.Node, operand: Operand, table: Tensor, step: ins.RunBlock) -> Tensor:
+    def _reached(
+        self, node: fx.Node, end: Operand | Result, type_: ValueType, table: Tensor, step: ins.RunBlock
+    ) -> Tensor:
         """A block's rows of a table: those of one chunk, or the owned ones, where it has rows of a reach."""
-        assert operand.axis is not None
-        space = self.program.spaces[node.args[1][operand.value].meta["type"].dims[operand.axis].space]
-        if space.kind != "reach":
+        axis = end.axis
+        assert axis is not None
+        dim = type_.dims[axis]
+        if not isinstance(dim, Rows) or not is_reach(dim, self.program.spaces):
             return table
-        column, owned = self._remote_map(node), self.local[space.parents[0]]
+        column, owned = self._remote_map(node), self.local[self.program.spaces[dim.space].parents[0]]
         if step.peer == self.state.rank:
-            return table.narrow(operand.axis, 0, owned)
+            return table.narrow(axis, 0, owned)
         start = owned + column.halo_start(step.peer, step.chunk)
-        return table.narrow(operand.axis, start, column.needs[step.peer][step.chunk])
+        return table.narrow(axis, start, column.needs[step.peer][step.chunk])
 
     def _traversals(
         self, kernel: Kernel, block: EdgeBlock, chunk: Block | None, device: torch.device
@@ -411,7 +420,7 @@ class Executor:
         return next(b for b in column.blocks if b.peer == step.peer and b.chunk == step.chunk)
 
     def _new_partial(self, edges: EdgeProgram, node: fx.Node, step: ins.RunBlock) -> dict[int, Tensor]:
-        layout = return_layout(edges, self.schedule.wire)
+        layout = return_layout(edges, self.program.spaces, self.schedule.wire)
         rows = self._remote_map(node).needs[step.peer][step.chunk]
         buffer = self._new_chunk(step.partial, rows * layout.row_bytes)
         found = {}
@@ -430,7 +439,7 @@ class Executor:
         node = self.nodes[step.call]
         edges: EdgeProgram = node.args[0]
         rows = self._remote_map(node).serves[step.peer][step.chunk]
-        layout = return_layout(edges, self.schedule.wire)
+        layout = return_layout(edges, self.program.spaces, self.schedule.wire)
         axes = {key: axis for key, axis, _, _ in layout.entries}
         for key, share in layout.table(self.chunks[step.buffer], rows.numel()).items():
             into = self.env[step.call][key]

@@ -19,7 +19,7 @@ from sarc.ir.program import Program
 CATEGORIES = {
     "parameters": "parameters and buffers",
     "arguments": "arguments of the call, and gradients of its results",
-    "bound": "degrees, norms and columns: made once a graph",
+    "bound": "degrees, norms and columns: made once a graph; what is made once of data",
     "saved": "kept between forward and backward",
     "edge rows": "tensors of one row an edge",
     "folds": "results of edge programs while they are folded",
@@ -28,7 +28,7 @@ CATEGORIES = {
 }
 _OF_INPUT = {
     "param": "parameters", "buffer": "parameters", "arg": "arguments", "tangent": "arguments", "rng": "arguments",
-    "bound": "bound", "constant": "bound", "rows": "bound", "saved": "saved",
+    "bound": "bound", "constant": "bound", "rows": "bound", "data": "bound", "saved": "saved",
 }  # fmt: skip
 _START = -1
 

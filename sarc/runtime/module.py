@@ -86,23 +86,25 @@ class CompiledModule(nn.Module):
         _refuse_ddp()
         if self._host is None:
             self._use(host_alone(self._cut(args, kwargs)))
-        call, note, problem, bound = None, None, None, -1
+        call, note, problem, bound, has_data = None, None, None, -1, False
         try:
             call = self._compiler.take_apart(self.model, args, kwargs, self._placed.partitions.graph_kind)
             self._compiler.check_arguments(self.model, call, self._placed.rows, self._spaces)
             note = self._note(call)
-            bound = self._bound(call, note)
+            bound, has_data = self._bound(call, note)
         except (SarcError, TypeError) as error:
             problem, note = error, problem_note(error)
         draws = (signed(self.seed), self.step)
-        settled, is_bound = self._agreement.settle(note, problem, bound, draws, partial(self._decide, call))
+        settled, is_bound, has_data = self._agreement.settle(
+            note, problem, bound, has_data, draws, partial(self._decide, call)
+        )
         self._compiler.check_graph(call, settled.kinds, self._placed.rows["E"], self._placed.edge_index)
         arguments, values = self._arguments(call, settled.kinds)
         variant = self._variants.get(self.model, self._placed, call, settled, arguments, values, is_bound)
         self._last = variant
         if self._comparisons is None or variant.number in self._comparisons:
-            return self._run(variant, values, draws)
-        return self._compare(variant, call, values, draws, whole_graph_call(args, kwargs))
+            return self._run(variant, values, draws, has_data)
+        return self._compare(variant, call, values, draws, has_data, whole_graph_call(args, kwargs))
 
     @property
     def _placed(self) -> Host:
@@ -140,14 +142,17 @@ class CompiledModule(nn.Module):
         )
         return Note(None, header, tuple(leaves), tuple(wrt))
 
-    def _bound(self, call, note: Note) -> int:
-        """Number of the variant that this call will use if all goes as the last time, when it is bound already."""
+    def _bound(self, call, note: Note) -> tuple[int, bool]:
+        """Number of the variant that this call will use if all goes as the last time, when it is bound already, and
+        whether what it made of data is of this call's."""
         settled = self._agreement.guess(note)
         if settled is None:
-            return -1
+            return -1, False
         arguments, values = self._arguments(call, settled.kinds)
         variant = self._variants.find(settled, arguments)
-        return variant.number if variant is not None and variant.is_bound(values) else -1
+        if variant is None or not variant.is_bound(values):
+            return -1, False
+        return variant.number, variant.has_data(values)
 
     def _decide(self, call, notes: list[Note]) -> tuple[str, ...]:
         """Whose rows each leaf holds, from all ranks' notes."""
@@ -168,18 +173,20 @@ class CompiledModule(nn.Module):
         arguments = tuple(self._compiler.argument(leaf, kind) for leaf, kind in zip(call.leaves, kinds, strict=True))
         return arguments, {Input("arg", a.path): leaf.value for a, leaf in zip(arguments, call.leaves, strict=True)}
 
-    def _compare(self, variant: Variant, call, values, draws: tuple[int, int], plain_call):
+    def _compare(self, variant: Variant, call, values, draws: tuple[int, int], has_data: bool, plain_call):
         """A call compared with the plain module's; its gradients follow in the backward pass."""
         assert self._comparisons is not None
         mode = f"{'train' if self.training else 'eval'} mode"
         copied = self._compiler.copy_module(self.model)
         comparison = Comparison(copied, mode, max(self._placed.rows.values()))
         self._comparisons[variant.number] = comparison
-        out = self._run(variant, values, draws, comparison.gradients)
+        out = self._run(variant, values, draws, has_data, comparison.gradients)
         comparison.run(self, plain_call, {leaf.name: leaf.value for leaf in call.leaves}, out)
         return out
 
-    def _run(self, variant: Variant, values: dict[Input, Tensor | None], draws: tuple[int, int], check=None):
+    def _run(
+        self, variant: Variant, values: dict[Input, Tensor | None], draws: tuple[int, int], has_data: bool, check=None
+    ):
         self._calls += 1
         if any(e.kind == "rng" for e in variant.stages["step"].inputs):
             self.step += 1
@@ -196,7 +203,7 @@ class CompiledModule(nn.Module):
             current_profile(),
             check,
         )
-        results = step.run()
+        results = step.run(has_data)
         return self._compiler.fill_results(
             variant.stages.captured.structure, [results[str(k)] for k in range(len(results))]
         )
@@ -249,6 +256,8 @@ class CompiledModule(nn.Module):
         """Text of the last call's program: "raised", "structure", "step", "joint", "forward", "backward", or
         "partitioned forward", "partitioned backward"."""
         variant = self._called()
+        if stage == "partitioned data" and variant.bound.prologue is not None:
+            return format_program(variant.bound.prologue.program)
         if stage.startswith("partitioned "):
             return format_program(variant.bound.programs[stage.removeprefix("partitioned ")])
         if stage not in variant.stages.programs:

@@ -185,6 +185,14 @@ class PartState:
         self.local[space.name] = self.local_sizes()[parent] + column.halo_rows
         self.total[space.name] = self.total_sizes()[parent] + sum(map(sum, column.reads))
 
+    def add_reach_keys(self, space: Space) -> Work:
+        """Ids of the rows of a reach space, from their owners: what is drawn for a row is drawn alike everywhere."""
+        (parent,) = space.parents
+        column, own = self.columns[space.mask, parent], self.row_keys(parent)
+        outgoing = {q: own[torch.cat(chunks)] for q, chunks in enumerate(column.serves) if chunks}
+        incoming = yield Exchange(outgoing)
+        self.keys[space.name] = torch.cat([own, *(incoming[q] for q in sorted(incoming))])
+
     def reach(self, column: str, parent: str) -> ColumnMap:
         """The map of a column into the rows of `parent` that this part owns, followed by its halo (see `Space`)."""
         found = self.columns[column, parent]

@@ -61,6 +61,8 @@ class Plan:
         chunk_limit: most chunk buffers alive on a part.
         edges: its edge programs, in order.
         exchanges: what parts exchange, in order.
+        prologue: name, type and bytes of each value that is made of data, once a feature matrix, and kept.
+        prologue_exchanges: what parts exchange for it, once.
         saved: name, type and bytes of each value kept between forward and backward.
         all_reduces: number and payload bytes of one part's all-reduces, by stage.
         work: formulas of the operations and bytes that the whole graph costs, by stage (`sarc.cost.Cost`).
@@ -73,6 +75,8 @@ class Plan:
     chunk_limit: int
     edges: tuple[EdgePlan, ...]
     exchanges: tuple[ExchangePlan, ...]
+    prologue: tuple[tuple[str, str, int], ...]
+    prologue_exchanges: tuple[ExchangePlan, ...]
     saved: tuple[tuple[str, str, int], ...]
     all_reduces: dict[str, tuple[int, int]]
     work: dict[str, Any]
@@ -120,6 +124,9 @@ class Plan:
         for stage, choice in self.placements:
             lines += placement_lines(stage, choice)
         lines += [f"  {exchange}" for exchange in self.exchanges]
+        for name, type_, size in self.prologue:
+            lines.append(f"  once     %{name}: {type_}, made of data, once a feature matrix; keeps {size} B")
+        lines += [f"  {exchange}" for exchange in self.prologue_exchanges]
         for name, type_, size in self.saved:
             lines.append(f"  saved    %{name}: {type_}, {size} B")
         for stage, (count, size) in self.all_reduces.items():
@@ -186,6 +193,7 @@ def make_plan(binding: Binding, cost: Callable[[Program], Any], runs: Runs) -> P
         first.chunk_limit,
         tuple(edges),
         tuple(exchanges),
+        *_prologue(binding),
         tuple(saved),
         reduces,
         {stage: cost(program) for stage, program in binding.programs.items()},
@@ -198,12 +206,24 @@ def make_plan(binding: Binding, cost: Callable[[Program], Any], runs: Runs) -> P
     )
 
 
+def _prologue(binding: Binding) -> tuple[tuple[tuple[str, str, int], ...], tuple[ExchangePlan, ...]]:
+    """What is made once of data, and exchanged for it."""
+    made, states = binding.prologue, binding.order.states
+    if made is None:
+        return (), ()
+    kept = tuple(
+        (out.name, str(node.meta["type"]), sum(_bytes(node.meta["type"], s) for s in states))
+        for node, out in zip(made.program.returned, made.program.outputs, strict=True)
+    )
+    return kept, tuple(plan_exchanges("once", made.program, made.schedules, states))
+
+
 def _edge_plan(stage: str, node: fx.Node, binding: Binding, states, runs: Any) -> EdgePlan:
     program: EdgeProgram = node.args[0]
     values = node.args[1]
     schedules = binding.schedules[stage]
     fetch = fetch_layout(program, [v.meta["type"] for v in values], binding.programs[stage].spaces, schedules[0].wire)
-    back = return_layout(program, schedules[0].wire)
+    back = return_layout(program, binding.programs[stage].spaces, schedules[0].wire)
     sent = sum(m.nbytes for s in schedules for call, m in s.sends() if call == node.name)
     stored = sum(_bytes(r.type, s) for r in program.results if r.kind == "store" for s in states)
     return EdgePlan(

@@ -79,7 +79,7 @@ def plan_exchanges(
         elif node.target is edge_call and node.args[0].remote is not None:
             edges, values, names = node.args
             fetched = fetch_layout(edges, [v.meta["type"] for v in values], spaces, wire)
-            back = return_layout(edges, wire)
+            back = return_layout(edges, spaces, wire)
             column = next(
                 m for (c, _), m in columns.items() if c == names[edges.remote].name and m.remote
             )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sarc.errors import UnsupportedModelError
 from sarc.ir.program import Input, Program
+from sarc.ir.schedule import Schedule
 from sarc.runtime.binding import Binding, Values, cut_inputs
 from sarc.runtime.executor import Executor, Recorder
 from sarc.runtime.memory import Pool
@@ -33,6 +34,7 @@ class Step:
         pool: memory of large tensors.
         recorder: watches the instructions of its forward and its backward, or None.
         check: compares what the backward found with the plain module's gradients, or None.
+        data: what the prologue made, of each hosted part, by name; this step's backward reads it too.
     """
 
     stages: Any
@@ -46,9 +48,23 @@ class Step:
     pool: Pool
     recorder: Recorder | None = None
     check: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], None] | None = None
+    data: list[dict[str, Tensor]] = field(default_factory=list)
 
-    def run(self) -> dict[str, Tensor]:
-        """The user's results by number, differentiable where gradients were asked for; buffers are updated."""
+    def run(self, has_data: bool) -> dict[str, Tensor]:
+        """The user's results by number, differentiable where gradients were asked for; buffers are updated.
+
+        Args:
+            has_data: whether what the prologue has made is of this call's data, on every rank.
+        """
+        prologue = self.binding.prologue
+        if prologue is not None:
+            if not has_data:
+                prologue.values.clear()  # not both at once
+                made = self._execute(
+                    prologue.program, prologue.schedules, prologue.kernels, self._inputs(prologue.program), -self.number
+                )
+                prologue.enter(self.values, made)
+            self.data.extend(prologue.values)
         forward = self.binding.programs["forward"]
         if "backward" in self.binding.programs:
             results = _Call.apply(self, *(self._tensor(e) for e in self.wrt))
@@ -85,10 +101,15 @@ class Step:
 
     def execute(self, stage: str, values: list[dict[str, Tensor]]) -> list[list[Tensor]]:
         """Run a stage on all hosted parts: each one's results, from its value of every placeholder."""
-        states = self.binding.order.states
-        program, schedules = self.binding.programs[stage], self.binding.schedules[stage]
-        kernels = self.binding.kernels[stage]
         run = 2 * self.number + (stage == "backward")
+        binding = self.binding
+        return self._execute(binding.programs[stage], binding.schedules[stage], binding.kernels[stage], values, run)
+
+    def _execute(
+        self, program: Program, schedules: Sequence[Schedule], kernels: Mapping[str, Any],
+        values: list[dict[str, Tensor]], run: int,
+    ) -> list[list[Tensor]]:  # fmt: skip
+        states = self.binding.order.states
         works = {
             state.rank: Executor(
                 program, schedule, state, self.transport, each, run, kernels, self.pool, self.recorder
@@ -103,7 +124,10 @@ class Step:
 
     def inputs(self, stage: str) -> list[dict[str, Tensor]]:
         """Each hosted part's value of every placeholder but the saved ones and the tangents."""
-        program, binding = self.binding.programs[stage], self.binding
+        return self._inputs(self.binding.programs[stage])
+
+    def _inputs(self, program: Program) -> list[dict[str, Tensor]]:
+        binding = self.binding
         cuts = cut_inputs(program, self.values, binding.order, self.stages.captured.constants)
         pieces: list[dict[str, Tensor]] = [{} for _ in cuts]
         for node, entry in zip(program.placeholders, program.inputs, strict=True):
@@ -111,6 +135,8 @@ class Step:
                 each = [self.state[entry.name].detach()] * len(pieces)
             elif entry.kind == "bound":
                 each = [bound[entry.name] for bound in binding.bound]
+            elif entry.kind == "data":
+                each = [made[entry.name] for made in self.data]
             elif entry.kind == "rng":
                 each = [self.rng] * len(pieces)
             elif entry in cuts[0]:

@@ -13,7 +13,15 @@ from sarc.errors import UnsupportedModelError
 from sarc.ir.program import Input, Program
 from sarc.ir.schedule import Schedule
 from sarc.runtime.agreement import Settled
-from sarc.runtime.binding import Binding, Values, bind, structural_tensors
+from sarc.runtime.binding import (
+    Binding,
+    Structure,
+    Values,
+    bind,
+    make_structure,
+    measure_halos,
+    structural_tensors,
+)
 from sarc.runtime.host import Host
 from sarc.runtime.plan import log_binding
 
@@ -45,7 +53,7 @@ class Compiler(Protocol):
         self, module: nn.Module, arguments: Sequence[Any], call: Any, answers: Sequence[object], counts: dict[str, int]
     ) -> Any: ...
 
-    def back(self, stages: Any, wrt: frozenset[Input]) -> Any: ...
+    def back(self, stages: Any, wrt: frozenset[Input], halos: dict[str, int], rows: dict[str, int]) -> Any: ...
 
     def needs(self, program: Program, remote: frozenset[str], columns: Any) -> Any: ...
 
@@ -94,6 +102,11 @@ class Variant:
         assert self.binding is not None
         return self.binding
 
+    def has_data(self, values: Values) -> bool:
+        """Whether what the bound variant made of data is of these."""
+        prologue = self.bound.prologue
+        return prologue is None or prologue.holds(values)
+
     def is_bound(self, values: Values) -> bool:
         """Whether the binding holds for a call with these arguments."""
         return self.binding is not None and self.binding.fits(structural_tensors(self.stages.programs, values))
@@ -127,14 +140,19 @@ class Variants:
         variant = self._by_key.get(key)
         if variant is not None and variant.stages.captured_answers and not is_bound:
             variant = None  # Numbers taken from structural tensors were baked in: ask again.
+        made = None
         if variant is None:
-            variant = self._by_key[key] = self._compile(model, host, call, settled.wrt, arguments, values)
+            variant, made = self._compile(model, host, call, settled.wrt, arguments, values)
+            self._by_key[key] = variant
         if variant.binding is None or not is_bound:
-            variant.binding = bind(self.compiler, host, variant.stages, values, self.prefetch)
+            variant.binding = bind(self.compiler, host, variant.stages, values, self.prefetch, made)
             log_binding(variant.binding, self.compiler.cost, self.compiler.runs)
         return variant
 
-    def _compile(self, model, host: Host, call, wrt: frozenset[Input], arguments: tuple, values: Values) -> Variant:
+    def _compile(
+        self, model, host: Host, call, wrt: frozenset[Input], arguments: tuple, values: Values
+    ) -> tuple[Variant, Structure]:
+        """A new variant, and what its structure program made."""
         answers: list[object] = []
         counts = {"N": host.partitions.num_nodes, "E": host.partitions.num_edges}
         while True:
@@ -142,12 +160,14 @@ class Variants:
             if not stages.captured.question:
                 break
             answers.append(self._answer(stages, host, values))
-        stages = self.compiler.back(stages, wrt & frozenset(stages["step"].inputs))
+        made = make_structure(host, stages, values)
+        halos, rows = measure_halos(self.compiler, host, stages, values, made)
+        stages = self.compiler.back(stages, wrt & frozenset(stages["step"].inputs), halos, rows)
         stages.captured_answers.extend(answers)
         self._made += 1
         by_text = {str(e): e for e in wrt}
         outputs = stages["backward"].outputs if "backward" in stages.programs else ()
-        return Variant(self._made, stages, tuple(by_text[o.name] for o in outputs))
+        return Variant(self._made, stages, tuple(by_text[o.name] for o in outputs)), made
 
     def _answer(self, stages, host: Host, values: Values) -> object:
         """The value of a number that the model takes from a tensor, when it depends on structure alone."""

@@ -46,6 +46,9 @@ class Stages:
         yield "raised", self._observed(self._run("raised"))
         for output, value in self._run("structure"):
             self.known[Input("bound", output.name)] = value
+        if "data" in self.stages.programs:
+            for output, value in self._run("data"):
+                self.known[Input("data", output.name)] = value
         step = self._run("step")
         yield "step", self._observed(step)
         if "joint" not in self.stages.programs:

@@ -126,9 +126,9 @@ def test_layouts_hold_what_crosses_through_the_remote_column() -> None:
     edges, values, _ = node.args
     fetch = fetch_layout(edges, [v.meta["type"] for v in values], program.spaces)
     assert fetch.entries == ((0, 0, torch.float64, (3,)),) and fetch.row_bytes == 24
-    back = return_layout(edges)
+    back = return_layout(edges, program.spaces)
     assert back.entries == ((1, 0, torch.float64, (3,)),) and back.row_bytes == 24
-    narrow = return_layout(edges, torch.bfloat16)
+    narrow = return_layout(edges, program.spaces, torch.bfloat16)
     assert narrow.entries == ((1, 0, torch.bfloat16, (3,)),) and narrow.row_bytes == 6
 
 

@@ -23,7 +23,9 @@ from sarc.ir.verify import verify
 from sarc.partition.columns import ColumnMap
 from sarc.passes.base import merge_common
 from sarc.passes.forward.bind import bind
+from sarc.passes.forward.bind_data import bind_data
 from sarc.passes.forward.canonicalise import Canonicalise
+from sarc.passes.forward.compute_halos import ComputeHalos
 from sarc.passes.forward.factor_folds import FactorFolds
 from sarc.passes.forward.hoist_rowwise import HoistRowwise
 from sarc.passes.forward.order_dense import OrderDense
@@ -97,6 +99,8 @@ ON_PROGRAM: dict[str, Callable[[Program], tuple[Program, ...]]] = {
     "sarc.passes.forward.factor_folds": lambda p: (FactorFolds().run(p),),
     "sarc.passes.forward.order_dense": lambda p: (OrderDense().run(p),),
     "sarc.passes.forward.bind": bind,
+    "sarc.passes.forward.compute_halos": lambda p: (ComputeHalos(parameters(p), {"src"}).run(p),),
+    "sarc.passes.forward.bind_data": lambda p: bind_data(p, parameters(p)),  # type: ignore[dict-item]
     "sarc.passes.joint.differentiate": lambda p: (differentiate(p, parameters(p)),),
     "sarc.passes.joint.simplify": lambda p: (Simplify().run(p),),
     "sarc.passes.joint.split": split,

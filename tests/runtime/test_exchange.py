@@ -35,10 +35,10 @@ class OneCapture(Pipeline):
             self._front[key] = super().front(module, arguments, call, answers, *rest)
         return self._front[key]
 
-    def back(self, stages, wrt):
+    def back(self, stages, wrt, halos, rows):
         key = (id(stages), wrt)
         if key not in self._back:
-            self._back[key] = super().back(stages, wrt)
+            self._back[key] = super().back(stages, wrt, halos, rows)
         return self._back[key]
 
 

@@ -33,7 +33,7 @@ After:
     %reduce_default: f32[N, 2] = sarc.reduce(%mul_tensor, %dst, 0, |N|, 'sum')   # model.py:8
     return result 0 = %reduce_default
 Needs a raised program; gives one in which sums over edges that are linear in one table gather its narrower form.
-It does nothing where widths are equal, or where either value is read by something else.
+It does nothing where widths are equal and the table is no data, or where either value is read by something else.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ from dataclasses import dataclass
 import torch
 import torch.fx as fx
 
+from sarc.ir.binding_times import DATA, binding_times
 from sarc.ir.dialect import GATHER, REDUCE
 from sarc.ir.finite_rows import infinite_on_empty
-from sarc.ir.program import Program, type_of
+from sarc.ir.program import Input, Program, type_of
 from sarc.ir.space import Rows
 from sarc.passes.base import Builder, tidy
 
@@ -74,27 +75,42 @@ class Order:
 
 
 class OrderDense:
-    """Rewrites a raised program."""
+    """Rewrites a raised program, or a step.
+
+    Args:
+        wrt: inputs that need gradients, where that is known: the other arguments are data, and a sum of data comes
+            before a product whatever the widths, since it is made once (see bind-data).
+    """
 
     name = "order-dense"
+
+    def __init__(self, wrt: frozenset[Input] | None = None):
+        self.wrt = wrt
 
     def run(self, program: Program) -> Program:
         own = program.copy()
         changed = False
         # A product passes one hop at a time.
-        while (found := find_order(own)) is not None:
+        while (found := find_order(own, self.wrt)) is not None:
             reorder(own, found)
             changed = True
         return own if changed else program
 
 
-def find_order(program: Program) -> Order | None:
+def find_order(program: Program, wrt: frozenset[Input] | None = None) -> Order | None:
     """The first place where a product and a sum should change places."""
     unsafe = infinite_on_empty(program)
+    times = binding_times(program, wrt)
+
+    def are_data(*nodes: fx.Node) -> bool:
+        return wrt is not None and all(times[n] <= DATA for n in nodes)
+
     for node in program.graph.nodes:
         if node.target is aten.mm.default and not type_of(node.args[1]).spaces and len(node.args[0].users) == 1:
             chain = _chain_up(node.args[0])
-            if chain is not None and _narrows(node, chain[0].args[0]) and chain[0].args[0] not in unsafe:
+            if chain is None or are_data(node.args[0]):
+                continue
+            if _narrows(node, chain[0].args[0]) and chain[0].args[0] not in unsafe:
                 return Order(node, chain[0].args[0], node.args[1], chain, product_first=True)
         elif node.target is REDUCE:
             chain = _chain_up(node)
@@ -102,9 +118,16 @@ def find_order(program: Program) -> Order | None:
             if chain is None or product is None or product.target is not aten.mm.default or len(product.users) > 1:
                 continue
             x, weights = product.args
-            if not type_of(weights).spaces and type_of(x).dims[0] == type_of(product).dims[0] and _narrows(x, product):
+            if type_of(weights).spaces or type_of(x).dims[0] != type_of(product).dims[0]:
+                continue
+            if _narrows(x, product) or are_data(x, *_scalings_of(chain)):
                 return Order(node, x, weights, chain, product_first=False)
     return None
+
+
+def _scalings_of(chain: tuple[fx.Node, ...]) -> list[fx.Node]:
+    """What the calls of a chain read beside each other."""
+    return [n for call in chain for n in call.all_input_nodes if n not in chain and n is not chain[0].args[0]]
 
 
 def _narrows(a: fx.Node, b: fx.Node) -> bool:

@@ -47,7 +47,7 @@ from dataclasses import replace
 import torch
 import torch.fx as fx
 
-from sarc.ir.dialect import UNIFORM
+from sarc.ir.dialect import OWN_ROWS, UNIFORM
 from sarc.ir.program import Input, Output, Program, remove_dead, select_inputs
 from sarc.ir.space import Spaces, ValueType
 
@@ -55,7 +55,7 @@ aten = torch.ops.aten
 
 VIEWS = {
     aten.reshape.default, aten.expand.default, aten.permute.default, aten.t.default, aten.transpose.int,
-    aten.unsqueeze.default, aten.squeeze.dims, aten.squeeze.dim, aten.slice.Tensor, aten.select.int,
+    OWN_ROWS, aten.unsqueeze.default, aten.squeeze.dims, aten.squeeze.dim, aten.slice.Tensor, aten.select.int,
 }  # fmt: skip
 
 

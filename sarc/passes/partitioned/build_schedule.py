@@ -173,6 +173,12 @@ def _all_to_all(
 def column_targets(program: Program) -> list[tuple[fx.Node, str | int]]:
     """Every column of `program` with the space whose rows it names, or the length of a replicated dimension."""
     found: dict[tuple[fx.Node, str | int], None] = {}
+
+    def parent(space: str | int) -> str | int:
+        """Rows of a reach are named as those of its parent are."""
+        reach = isinstance(space, str) and program.spaces[space].kind == "reach"
+        return program.spaces[space].parents[0] if reach else space  # type: ignore[index]
+
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue
@@ -180,14 +186,17 @@ def column_targets(program: Program) -> list[tuple[fx.Node, str | int]]:
             edges, values, columns = node.args
             for operand in edges.operands:
                 if operand.column is not None:
-                    found[columns[operand.column], _space(values[operand.value], operand.axis)] = None
+                    found[columns[operand.column], parent(_space(values[operand.value], operand.axis))] = None
             for result in edges.results:
                 if result.kind == "reduce":
                     dim = result.type.dims[result.axis]
-                    found[columns[result.column], dim.space] = None
+                    found[columns[result.column], parent(dim.space)] = None
         elif node.target in (GATHER, REDUCE):
             holder = node.args[0] if node.target is GATHER else node
-            found[node.args[1], _space(holder, node.args[2])] = None
+            found[node.args[1], parent(_space(holder, node.args[2]))] = None
+        elif node.target in (fetch, give_back):
+            held = next(s for s in program.spaces if s.kind == "reach" and s.mask == node.args[1].name)
+            found[node.args[1], held.parents[0]] = None
     return list(found)
 
 
@@ -223,7 +232,7 @@ def _edge_call(
     if edges.remote is None:
         return [*out, RunBlock(node.name, p, 0)]
     fetched = fetch_layout(edges, [v.meta["type"] for v in values], spaces, wire).row_bytes
-    back = return_layout(edges, wire).row_bytes
+    back = return_layout(edges, spaces, wire).row_bytes
     target = _remote_target(edges, values, spaces)
     column = columns[names[edges.remote].name, target]
     if not column.remote:
@@ -286,16 +295,14 @@ def _edge_call(
 
 
 def _remote_target(edges: EdgeProgram, values: Sequence[fx.Node], spaces: Spaces) -> str | int:
-    for operand in edges.operands:
-        if operand.column == edges.remote and operand.axis is not None:
-            space = _space(values[operand.value], operand.axis)
-            if isinstance(space, str) and spaces[space].kind == "reach":
-                return spaces[space].parents[0]
-            return space
-    result = next(r for r in edges.results if r.column == edges.remote)
-    assert result.axis is not None
-    dim = result.type.dims[result.axis]
-    return dim.space if isinstance(dim, Rows) else dim
+    """The space whose rows the remote column names: those of a reach are named as its parent's are."""
+    ends = [(values[o.value].meta["type"], o.axis) for o in edges.operands if o.column == edges.remote]
+    ends += [(r.type, r.axis) for r in edges.results if r.column == edges.remote]
+    type_, axis = ends[0]
+    dim = type_.dims[axis]
+    if not isinstance(dim, Rows):
+        return dim
+    return spaces[dim.space].parents[0] if spaces[dim.space].kind == "reach" else dim.space
 
 
 def _rounds(column: ColumnMap, p: int, num_parts: int) -> list[tuple[int, int, int, int, int, int]]:

@@ -79,7 +79,7 @@ class Crossing:
         """Bytes of one row of all that is fetched and returned."""
         edges, values, _ = self.call.args
         fetched = fetch_layout(edges, [v.meta["type"] for v in values], spaces)
-        return fetched.row_bytes + return_layout(edges).row_bytes
+        return fetched.row_bytes + return_layout(edges, spaces).row_bytes
 
 
 def all_whole(crossing: Crossing) -> tuple[tuple[fx.Node, ...], bool]:
@@ -144,25 +144,21 @@ def find_crossings(program: Program) -> list[Crossing]:
             continue
         edges, values, columns = node.args
         column = columns[edges.remote]
-        fetched = dict.fromkeys(values[o.value] for o in edges.operands if o.column == edges.remote)
-        returned = tuple(k for k, r in enumerate(edges.results) if r.kind == "reduce" and r.column == edges.remote)
+        ends = [(o, values[o.value].meta["type"]) for o in edges.operands] + [(r, r.type) for r in edges.results]
+        spaces = [_space(type_, end.axis) for end, type_ in ends if end.column == edges.remote]
+        parent = next(s for s in spaces if program.spaces[s].kind != "reach")
+        crossing = [end.column == edges.remote and _space(type_, end.axis) == parent for end, type_ in ends]
+        count = len(edges.operands)
+        fetched = dict.fromkeys(values[o.value] for o, far in zip(edges.operands, crossing, strict=False) if far)
+        returned = tuple(k for k, far in enumerate(crossing[count:]) if far)
         for value in fetched:
             readers[value, column] = readers.get((value, column), 0) + 1
-        found.append(Crossing(node, column, _parent(edges, values), tuple(fetched), (), returned))
+        found.append(Crossing(node, column, parent, tuple(fetched), (), returned))
     return [replace(c, shared=tuple(v for v in c.fetched if readers[v, c.column] > 1)) for c in found]
 
 
-def _parent(edges: EdgeProgram, values: list[fx.Node]) -> str:
-    """The space whose rows the remote column names."""
-    for operand in edges.operands:
-        if operand.column == edges.remote and operand.axis is not None:
-            return _space(values[operand.value].meta["type"], operand.axis)
-    result = next(r for r in edges.results if r.column == edges.remote)
-    assert result.axis is not None
-    return _space(result.type, result.axis)
-
-
-def _space(type_: ValueType, axis: int) -> str:
+def _space(type_: ValueType, axis: int | None) -> str:
+    assert axis is not None
     dim = type_.dims[axis]
     assert isinstance(dim, Rows)
     return dim.space

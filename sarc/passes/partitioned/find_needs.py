@@ -18,7 +18,7 @@ from sarc.ir.edge_program import EdgeProgram, edge_call
 from sarc.ir.frontier import Again, exact_values, find_frontier, row_width, tells_extremes
 from sarc.ir.placement import Ends, Need
 from sarc.ir.program import Input, Program
-from sarc.ir.space import Rows, ValueType
+from sarc.ir.space import Rows, Spaces, ValueType
 
 aten = torch.ops.aten
 
@@ -87,7 +87,7 @@ def find_needs(program: Program, remote: frozenset[str], reading: Reading | None
     for node in program.graph.nodes:
         if node.target is not edge_call:
             continue
-        group = _group(node, remote, entries, reading)
+        group = _group(node, remote, entries, reading, program.spaces)
         while met := next((g for g in groups if g.meets(group)), None):
             groups.remove(met)
             group = met.joined(group, reading)  # what travels for both may meet others
@@ -96,14 +96,17 @@ def find_needs(program: Program, remote: frozenset[str], reading: Reading | None
     return [_need(g, reading) for g in sorted(groups, key=lambda g: order[g.calls[0]])]
 
 
-def _group(node: fx.Node, remote: frozenset[str], entries: Mapping[fx.Node, Input], reading: Reading) -> _Group:
+def _group(
+    node: fx.Node, remote: frozenset[str], entries: Mapping[fx.Node, Input], reading: Reading, spaces: Spaces
+) -> _Group:
     """One call by itself."""
     edges, values, columns = node.args
-    targets = _targets(edges, values)
-    far = [c for c in targets if columns[c].name in remote]
+    targets, at_hand = _targets(edges, values, spaces)
+    far = [c for c in targets if columns[c].name in remote and targets[c] is not None]
     if not far:
         return _Group((node,), None, None, None, "", {}, {})
-    why = reading.home or _home_only(edges, values, columns, far, targets, entries)
+    why = reading.home or ("reads rows that this part has made of its halo's data" if at_hand else "")
+    why = why or _home_only(edges, values, columns, far, targets, entries)
     if not why and reading.wire is not None and tells_extremes(edges):
         why = "tells extremes by equality, and rows are rounded on the way"
     near = next((c for c in targets if c != far[0] and targets[c] is not None), None)
@@ -202,16 +205,23 @@ def again(calls: Iterable[fx.Node], column: fx.Node, space: str, products: bool)
     return Again(space, products, exact_values(_fetched(extremes, column), space))
 
 
-def _targets(edges: EdgeProgram, values: list[fx.Node]) -> dict[int, str | None]:
-    """The space whose rows each used column names; None for a replicated dimension."""
+def _targets(edges: EdgeProgram, values: list[fx.Node], spaces: Spaces) -> tuple[dict[int, str | None], bool]:
+    """The space whose rows each used column names, None for a replicated dimension; whether some are of a reach.
+
+    Rows of a reach are at hand: a column that names no others reaches no other part.
+    """
+    ends = [(o.column, o.axis, values[o.value].meta["type"]) for o in edges.operands]
+    ends += [(r.column, r.axis, r.type) for r in edges.results if r.kind == "reduce"]
     found: dict[int, str | None] = {}
-    for operand in edges.operands:
-        if operand.column is not None and operand.axis is not None:
-            found[operand.column] = _space(values[operand.value].meta["type"], operand.axis)
-    for result in edges.results:
-        if result.kind == "reduce" and result.column is not None and result.axis is not None:
-            found[result.column] = _space(result.type, result.axis)
-    return dict(sorted(found.items()))
+    at_hand = False
+    for column, axis, type_ in ends:
+        if column is None or axis is None:
+            continue
+        space = _space(type_, axis)
+        if space is not None and spaces[space].kind == "reach":
+            at_hand, space = True, None
+        found[column] = space or found.get(column)
+    return dict(sorted(found.items())), at_hand
 
 
 def _space(type_: ValueType, axis: int) -> str | None:

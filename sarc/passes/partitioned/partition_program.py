@@ -47,7 +47,7 @@ from sarc.ir.collective import all_reduce, tuple_of
 from sarc.ir.edge_program import EdgeProgram, Operand, Result, contract_kind, edge_call
 from sarc.ir.ops import contracted
 from sarc.ir.program import Program, remove_dead
-from sarc.ir.space import ValueType
+from sarc.ir.space import Rows, ValueType
 
 
 class PartitionProgram:
@@ -63,6 +63,7 @@ class PartitionProgram:
         self.remote = remote
 
     def run(self, program: Program) -> Program:
+        self.spaces = program.spaces
         if not any(self._is_open(node) for node in program.graph.nodes):
             return program
         graph = fx.Graph()
@@ -90,10 +91,16 @@ class PartitionProgram:
             return True
         if node.target is not edge_call:
             return False
-        edges, _, columns = node.args
-        used = edges.columns_used("gather") | edges.columns_used("reduce")
-        remote = [k for k in sorted(used) if columns[k].name in self.remote]
+        edges, values, columns = node.args
+        remote = self._crossing(edges, values, columns)
         return remote != ([] if edges.remote is None else [edges.remote])
+
+    def _crossing(self, edges: EdgeProgram, values, columns) -> list[int]:
+        """Columns through which rows of other parts are read or folded; those of a reach are at hand."""
+        ends = [(o.column, values[o.value].meta["type"], o.axis) for o in edges.operands if o.column is not None]
+        ends += [(r.column, r.type, r.axis) for r in edges.results if r.column is not None]
+        named = ((k, type_.dims[axis]) for k, type_, axis in ends if columns[k].name in self.remote)
+        return sorted({k for k, d in named if not (isinstance(d, Rows) and self.spaces[d.space].kind == "reach")})
 
     def _contraction(self, node: fx.Node) -> str:
         """The all-reduce that `node`, a share of a contraction, still needs; "" for any other value."""
@@ -115,8 +122,7 @@ class PartitionProgram:
     def _edge_call(self, node: fx.Node, env) -> fx.Node:
         program, values, columns = node.args
         values, columns = [env[v] for v in values], [env[c] for c in columns]
-        remote = [k for k, c in enumerate(columns) if c.name in self.remote]
-        used = [k for k in remote if k in program.columns_used("gather") | program.columns_used("reduce")]
+        used = self._crossing(program, values, columns)
         if len(used) <= 1:
             program = replace(program, remote=used[0] if used else None)
             return self._call(program, values, columns, node)
