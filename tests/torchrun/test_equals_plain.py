@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 
-from tests.torchrun.cases import GAT, GCN, GIN, SAGE, Loss, compare
+import sarc
+from tests.torchrun.cases import GAT, GCN, GIN, SAGE, Loss, assert_close, assignment, compare, data, shard
 from tests.torchrun.launch import World, launch
 
 pytestmark = pytest.mark.torchrun
@@ -52,12 +54,47 @@ def fewest_bytes_with_several_parts_a_process(world: World) -> None:
     compare(world, SAGE, (), num_parts=5, objective="bytes")
 
 
+def in_a_ring(world: World) -> None:
+    compare(world, GAT, ("attr",), "one row", exchange="ring")
+
+
+def as_the_paper_does(world: World) -> None:
+    compare(world, SAGE, (), "empty", exchange="sar")
+
+
+def data_that_change_on_one_rank(world: World) -> None:
+    """The rows of one rank change: every rank notices, and makes anew what it has made of them."""
+    values = data()
+    mine = shard(values, world)
+    model = SAGE().double()
+    compiled = sarc.compile(model, mine.partitions)
+    plain = copy.deepcopy(model)
+    sent = []
+    for change in (False, False, True, False):
+        if change:
+            values = {**values, "x": values["x"] + (assignment(world.size) == 1)[:, None]}
+        if change and world.rank == 1:
+            mine.x.add_(1.0)
+        before = compiled.traffic()["sent_bytes"]
+        out = compiled(mine.x, mine.graph)
+        out.square().sum().backward()
+        sent.append(compiled.traffic()["sent_bytes"] - before)
+        expected = plain(values["x"], values["edge_index"])
+        assert_close("output", out.detach(), expected.detach()[mine.node_ids])
+    assert sent[0] == sent[2] > sent[1] == sent[3], sent
+
+
 def test_two_ranks(tmp_path: Path) -> None:
     checks = [gat_with_edge_features, gcn_with_edge_weight_and_one_row_rank, sage_max_and_empty_rank]
     checks += [edges_at_their_source, edges_by_covers, fewest_bytes_with_several_parts_a_process]
     launch(2, [*checks, gin_with_batch_norm_and_empty_rank, model_that_returns_the_loss, five_parts], tmp_path)
 
 
+def test_two_ranks_in_other_ways(tmp_path: Path) -> None:
+    launch(2, [in_a_ring, as_the_paper_does, data_that_change_on_one_rank], tmp_path)
+
+
 def test_four_ranks(tmp_path: Path) -> None:
     checks = [gat_with_edge_features, gin_with_batch_norm, sage_max_and_empty_rank, five_parts]
-    launch(4, [*checks, edges_at_their_source, edges_by_covers], tmp_path)
+    ways = [edges_at_their_source, edges_by_covers, data_that_change_on_one_rank, in_a_ring]
+    launch(4, [*checks, *ways], tmp_path)
