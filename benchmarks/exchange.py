@@ -31,9 +31,8 @@ CLASSES = 47
 WARM_UPS = 2
 WAITING = ("Wait", "Finish", "AllReduce", "AllToAll", "PostRecv", "Send")
 COLUMNS = (
-    "exchange", "objective", "sent MiB", "of sar", "once MiB", "kept MiB", "planned MiB", "messages", "all-reduced MiB", "ms",
-    "low", "high", "exchange ms",
-    "cpu ms", "error",
+    "exchange", "objective", "sent MiB", "of sar", "once MiB", "kept MiB", "planned MiB", "messages",
+    "all-reduced MiB", "ms", "low", "high", "exchange ms", "cpu ms", "error",
 )  # fmt: skip
 
 

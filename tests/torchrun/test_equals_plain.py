@@ -81,7 +81,7 @@ def data_that_change_on_one_rank(world: World) -> None:
         sent.append(compiled.traffic()["sent_bytes"] - before)
         expected = plain(values["x"], values["edge_index"])
         assert_close("output", out.detach(), expected.detach()[mine.node_ids])
-    assert sent[0] == sent[2] > sent[1] == sent[3], sent
+    assert sent[0] >= sent[2] > 0 == sent[1] == sent[3], sent  # the first call also maps columns
 
 
 def test_two_ranks(tmp_path: Path) -> None:
