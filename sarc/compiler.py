@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -20,7 +21,7 @@ from sarc.cost import program_cost
 from sarc.errors import CodegenError, OptionError, PartitionError
 from sarc.frontends.capture import Argument, Captured, capture, fill_results
 from sarc.frontends.check_inputs import check_arguments, check_graph, check_ranks, find_graph
-from sarc.frontends.check_options import check_exchange, check_options
+from sarc.frontends.check_options import budget_bytes, check_exchange, check_options, offload_directory
 from sarc.frontends.copy_module import copy_module
 from sarc.frontends.inputs import argument, candidates, choose, take_apart
 from sarc.ir.edge_program import EdgeProgram, edge_call
@@ -45,6 +46,7 @@ from sarc.passes.forward.raise_graph_ops import RaiseGraphOps
 from sarc.passes.forward.split_attention import SplitAttention
 from sarc.passes.joint.differentiate import differentiate
 from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
+from sarc.passes.joint.rematerialise import Limits, Rematerialise
 from sarc.passes.joint.simplify import Simplify
 from sarc.passes.joint.split import split
 from sarc.passes.partitioned.build_schedule import build_schedule, column_targets
@@ -54,6 +56,7 @@ from sarc.passes.partitioned.find_needs import Reading, find_needs
 from sarc.passes.partitioned.fuse_rows import FuseRows
 from sarc.passes.partitioned.merge_row_phases import MergeRowPhases
 from sarc.passes.partitioned.narrow_fetches import NarrowFetches
+from sarc.passes.partitioned.order_lifetimes import OrderLifetimes
 from sarc.passes.partitioned.partition_program import PartitionProgram
 from sarc.passes.partitioned.place_edge_programs import PlaceEdgePrograms
 from sarc.runtime.logs import log, logs_from_environment
@@ -180,6 +183,17 @@ class Pipeline:
             return Stages(stages.captured, {**stages.programs, "forward": forward}, stages.captured_answers)
         joint = self.after("differentiate", differentiate(step, wrt))
         joint = self.after(Simplify.name, Simplify().run(joint))
+        known = {**rows, "halo": max(halos.values(), default=0)}
+        return self.divide(Stages(stages.captured, {**stages.programs, "joint": joint}, stages.captured_answers), known)
+
+    def divide(self, stages: Stages, rows: Mapping[str, int] | None = None, most_bytes: float | None = None) -> Stages:
+        """The forward and the backward program of a joint one.
+
+        Args:
+            most_bytes: of the values kept between them, on one part; None: as `Rematerialise` finds fit.
+        """
+        planner = Rematerialise(rows, Limits(most_bytes=most_bytes))
+        joint = self.after(Rematerialise.name, planner.run(stages["joint"]))
         forward, backward = (self.after("split", program) for program in split(joint))
         forward, backward = (self.after(FuseEdgePrograms.name, FuseEdgePrograms().run(p)) for p in (forward, backward))
         made = {"joint": joint, "forward": forward, "backward": backward}
@@ -258,7 +272,14 @@ class Pipeline:
         if has is not None:
             program = after(MergeRowPhases.name, MergeRowPhases(has).run(program))
             program = after(FuseRows.name, FuseRows(has).run(program))
-        return program
+        return after(OrderLifetimes.name, OrderLifetimes().run(program))
+
+    def exchange_in_chunks(self) -> bool:
+        """From now on rows travel chunk by chunk, where nothing else was asked for; returns whether that is news."""
+        if self.exchange.exchange != "auto":
+            return False
+        self.exchange = replace(self.exchange, exchange="ring")
+        return True
 
     def columns(self, program: Program) -> list[tuple[fx.Node, str | int]]:
         """The columns of a program and the spaces whose rows they name."""
@@ -371,6 +392,9 @@ def compile(
     partitions: Partitions | int | Tensor,
     *,
     spaces: Mapping[str, str | None] | None = None,
+    memory_budget: int | float | str | None = None,
+    offload: str | None = None,
+    offload_dir: str | os.PathLike[str] | None = None,
     prefetch: int = 1,
     seed: int | None = None,
     backend: str = DEFAULT_BACKEND,
@@ -390,6 +414,14 @@ def compile(
         partitions: from `sarc.partition` or a shard; or a number of parts or an assignment int64 [N], with which the
             graph of the first call is cut.
         spaces: for arguments whose rows cannot be told from their shapes: name -> "N", "E" or None (replicated).
+        memory_budget: bytes, or text like "8GiB", that a step may take on one part, parameters, features and structure
+            included, gradients and optimizer states outside the compiled module not. The plan with the least extra work
+            that fits is taken. None: what costs less than it saves is made again in the backward pass, at under 15 %
+            extra work; `float("inf")`: nothing is. `plan()` predicts the bytes.
+        offload: "disk": tensors of a step of a megabyte and more lie in files of `offload_dir` (None: the system's
+            directory for temporary files), mapped into memory; the system holds in memory what is in use. For graphs
+            whose activations do not fit: partition them, and one part is in use at a time. The files have no names and
+            go with the process.
         prefetch: chunks of rows posted ahead of the one in use; at most 2 (1 + prefetch) are alive on a part.
         seed: of dropout and other random operators; None takes torch's initial seed. All ranks use rank 0's.
         backend: "auto" runs each edge program as a C++ kernel where it has a scalar form (built in a fraction of a
@@ -420,7 +452,9 @@ def compile(
     Raises:
         OptionError: `model` is no module, or an option has a value that it cannot have.
         UnsupportedModelError: at the first call, when the model cannot be captured or partitioned.
+        BudgetError: at the first call, when no plan fits the budget; names the least bytes and the largest values.
         PartitionError, GraphError: partitions that do not fit the world or the call.
+        OffloadError: the directory for offload cannot be used; at a call, when its disk is full.
         CodegenError: backend "cpp" without a C++ compiler; at the first call, with an edge program that has no kernel.
         DifferenceError: with verify, when results or gradients differ by more than rounding in their dtype.
     """
@@ -450,8 +484,9 @@ def compile(
         objective=objective,
     )
     return CompiledModule(
-        model, partitions, pipeline, spaces=dict(spaces or {}), prefetch=prefetch, seed=seed, verify=bool(verify)
-    )
+        model, partitions, pipeline, spaces=dict(spaces or {}), prefetch=prefetch, seed=seed, verify=bool(verify),
+        memory_budget=budget_bytes(memory_budget), offload_dir=offload_directory(offload, offload_dir),
+    )  # fmt: skip
 
 
 def _check_word(name: str, given: object, known: Sequence[str]) -> None:

@@ -34,6 +34,10 @@ class BudgetError(SarcError):
     """A memory budget cannot be met; names the bytes needed, the bytes given and the largest term."""
 
 
+class OffloadError(SarcError):
+    """The directory of `offload="disk"` cannot be used, or is full; names it, the bytes wanted and those free."""
+
+
 class CodegenError(SarcError):
     """A kernel could not be generated, compiled or launched."""
 

@@ -13,11 +13,13 @@ from torch import Tensor
 from sarc.codegen.build import build
 from sarc.codegen.cpp import Pack, Source, emit
 from sarc.codegen.divide import Stage, divide
-from sarc.codegen.traversal import Traversal, traversal
+from sarc.codegen.traversal import PADDING, Traversal, traversal
 from sarc.codegen.views import NoKernel
 from sarc.ir.dialect import UNIFORM, fold_rows, start_value
 from sarc.ir.edge_program import EdgeProgram, Result
 from sarc.ir.space import Rows, ValueType
+
+Empty = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,6 @@ class CppKernel:
     def __init__(self, program: EdgeProgram):
         self.program = program
         self._scratch = divide(program)[1]
-        self._held: list[Tensor] = []
         what = f"kernel {program.name} ({program.loc})"
         self._launches = [_Launch(stage, source, _launcher(source, what)) for stage, source in sources_of(program)]
 
@@ -72,6 +73,7 @@ class CppKernel:
         results: Sequence[Tensor],
         keys: Tensor,
         fresh: bool,
+        empty: Empty = torch.empty,
     ) -> None:
         """Fold one block into `results`.
 
@@ -81,39 +83,61 @@ class CppKernel:
             results: accumulators of the rows that each result's column names; a store's edge tensor.
             keys: int64, row keys of the part's edges.
             fresh: whether the accumulators hold nothing yet; the traversals then visit every row.
+            empty: makes what the launch alone needs (see `workspace`).
         """
         length = max((t.edges.numel() for t in traversals), default=0)
-        if self._held and self._held[0].shape[0] < length:
-            self._held.clear()
-        if len(self._held) < len(self._scratch):
-            self._held = [torch.empty(row_lengths(t, length), dtype=t.dtype) for t in self._scratch]
-        scratch = self._held
+        scratch = [empty(row_lengths(t, length), dtype=t.dtype) for t in self._scratch]
         for launch, order in zip(self._launches, traversals, strict=True):
             given = [operands[k] if k >= 0 else scratch[-1 - k] for k in launch.stage.operands]
             made = [results[k] if k >= 0 else scratch[-1 - k] for k in launch.stage.results]
             positions = order.edges
             if any(k < 0 for k in launch.stage.operands):
                 positions = order.positions_in(traversals[0], keys.numel())
-            _run(launch, order, positions, given, made, keys, fresh)
+            _run(launch, order, positions, given, made, keys, fresh, empty)
+
+    def workspace(self, edges: int, operands: Sequence[Tensor], results: Sequence[Tensor]) -> int:
+        """Most bytes that a launch needs beside operands, results and traversals.
+
+        Args:
+            edges: number of edges of the block.
+            operands, results: tables, or stand-ins of their shapes and strides.
+        """
+        scratch = [torch.empty(row_lengths(t, edges + PADDING), dtype=t.dtype, device="meta") for t in self._scratch]
+        most = 0
+        for launch in self._launches:
+            stage, source = launch.stage, launch.source
+            given = [operands[k] if k >= 0 else scratch[-1 - k] for k in stage.operands]
+            made = [results[k] if k >= 0 else scratch[-1 - k] for k in stage.results]
+            axes = [o.axis for o in stage.program.operands] + [r.axis for r in stage.program.results]
+            tables = [_rows_first(x, axis) for x, axis in zip(given + made, axes, strict=True)]
+            needed = sum(x.nbytes for x in tables if not x.is_contiguous())
+            for pack in source.packs:
+                first = tables[pack.operands[0][0]]
+                needed += first.shape[0] * pack.width * first.element_size()
+            most = max(most, needed)
+        return sum(x.nbytes for x in scratch) + most
 
 
-def _run(launch: _Launch, order: Traversal, positions: Tensor, operands, results, keys: Tensor, fresh: bool) -> None:
+def _rows_first(table: Tensor, axis: int | None) -> Tensor:
+    return table.movedim(axis, 0) if axis is not None else table
+
+
+def _run(
+    launch: _Launch, order: Traversal, positions: Tensor, operands, results, keys: Tensor, fresh: bool, empty: Empty
+) -> None:
     program, source = launch.stage.program, launch.source
     chunks = order.bounds.numel() - 1
     if chunks <= 0:
         return
-    tables = [
-        x.movedim(o.axis, 0).contiguous() if o.axis is not None else x.contiguous()
-        for x, o in zip(operands, program.operands, strict=True)
-    ]
+    tables = [_dense(_rows_first(x, o.axis), empty) for x, o in zip(operands, program.operands, strict=True)]
     after: list[Callable[[], object]] = []
     outs: list[Tensor] = []
     for k in source.results:
-        outs += _out(program.results[k], results[k], chunks, order, after, fresh)
+        outs += _out(program.results[k], results[k], chunks, order, after, fresh, empty)
     keys = order.ordered(keys) if source.draws else keys
     used = sorted(program.columns_used("gather") | program.columns_used("reduce"))
     tensors = [order.bounds, order.starts, order.targets, order.slots, order.edges, positions, keys]
-    tensors += [order.columns[c] for c in used] + tables + [_pack(p, tables) for p in source.packs] + outs
+    tensors += [order.columns[c] for c in used] + tables + [_pack(p, tables, empty) for p in source.packs] + outs
     pointers = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
     rng = rng_operand(program)
     numbers = [0, 0] if rng is None else operands[rng].tolist()
@@ -128,10 +152,14 @@ def rng_operand(program: EdgeProgram) -> int | None:
     return next((k for k, n in enumerate(placeholders) if any(u.target is UNIFORM for u in n.users)), None)
 
 
-def _pack(pack: Pack, tables: Sequence[Tensor]) -> Tensor:
+def _dense(table: Tensor, empty: Empty) -> Tensor:
+    return table if table.is_contiguous() else empty(table.shape, dtype=table.dtype).copy_(table)
+
+
+def _pack(pack: Pack, tables: Sequence[Tensor], empty: Empty) -> Tensor:
     """Narrow tables side by side."""
     first = tables[pack.operands[0][0]]
-    packed = torch.empty((first.shape[0], pack.width), dtype=first.dtype)
+    packed = empty((first.shape[0], pack.width), dtype=first.dtype)
     for k, at in pack.operands:
         rows = tables[k].reshape(first.shape[0], -1)
         packed[:, at : at + rows.shape[1]] = rows
@@ -139,7 +167,13 @@ def _pack(pack: Pack, tables: Sequence[Tensor]) -> Tensor:
 
 
 def _out(
-    result: Result, into: Tensor, chunks: int, order: Traversal, after: list[Callable[[], object]], fresh: bool
+    result: Result,
+    into: Tensor,
+    chunks: int,
+    order: Traversal,
+    after: list[Callable[[], object]],
+    fresh: bool,
+    empty: Empty,
 ) -> tuple[Tensor, Tensor]:
     """What a kernel writes for a result: rows first and contiguous, and the pieces of long rows."""
     if result.kind == "contract":
@@ -148,7 +182,7 @@ def _out(
         after.append(lambda: into.add_(shares.sum(0)))
         return shares, shares
     moved = into.movedim(result.axis or 0, 0)
-    dense = moved if moved.is_contiguous() else moved.contiguous()
+    dense = _dense(moved, empty)
     pieces = dense[:0]
     if result.kind == "reduce" and order.pieces.numel():
         start = start_value(result.fold, dense.dtype)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import operator
+import re
+import sys
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,3 +64,44 @@ def _is_int(value: Any) -> bool:
     except TypeError:
         return False
     return not isinstance(value, bool)
+
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30,
+          "TIB": 2**40}  # fmt: skip
+
+
+def budget_bytes(budget: Any) -> int | None:
+    """Bytes of `memory_budget`: a number of them, or text like "8GiB"; None when there is no limit.
+
+    Raises:
+        OptionError: it is neither.
+    """
+    if budget is None or budget == math.inf:
+        return None if budget is None else sys.maxsize
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]+)\s*", budget) if isinstance(budget, str) else None
+    try:
+        if found is not None and found[2].upper() in _UNITS:
+            return int(float(found[1]) * _UNITS[found[2].upper()])
+        if not isinstance(budget, str | bool) and budget > 0:
+            return int(budget)
+    except (TypeError, ValueError):
+        pass
+    raise OptionError(
+        f"memory_budget: expected bytes a worker (2**33) or text with a unit ('8GiB', '500 MB'), got {budget!r}"
+    )
+
+
+def offload_directory(offload: Any, directory: Any) -> str | None:
+    """Where large tensors of a step are kept; None: in memory.
+
+    Raises:
+        OptionError: `offload` is neither None nor "disk", or a directory is given without it.
+    """
+    if offload is None and directory is None:
+        return None
+    if offload != "disk":
+        about = "of CUDA programs, which this version does not make" if offload == "cpu" else ""
+        raise OptionError(
+            f"offload: expected None or 'disk' (and offload_dir= only with it), got {offload!r} {about}".rstrip()
+        )
+    return str(directory) if directory is not None else tempfile.gettempdir()

@@ -8,7 +8,7 @@ monoid, so the edges may be visited block by block in any order: that is what a 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -221,13 +221,20 @@ def run_whole(
     return tuple(folded)
 
 
-def new_accumulator(result: Result, sizes: Mapping[str, int], device: torch.device) -> Tensor:
-    """A tensor of a result's type holding the fold's neutral element; a store's is not filled, every row is written."""
-    shape = lengths(result.type, sizes)
+def new_accumulator(
+    result: Result, sizes: Mapping[str, int], device: torch.device, empty: Callable[..., Tensor] | None = None
+) -> Tensor:
+    """A tensor of a result's type holding the fold's neutral element; a store's is not filled, every row is written.
+
+    Args:
+        empty: makes it; None: torch.
+    """
+    shape, dtype = lengths(result.type, sizes), result.type.dtype
+    made = torch.empty(shape, dtype=dtype, device=device) if empty is None else empty(shape, dtype)
     if result.kind in ("store", "rows"):
-        return torch.empty(shape, dtype=result.type.dtype, device=device)
+        return made
     fold = {"max": "amax", "min": "amin"}.get(result.fold, result.fold)
-    return torch.full(shape, start_value(fold, result.type.dtype), dtype=result.type.dtype, device=device)
+    return made.fill_(start_value(fold, dtype))
 
 
 def contract_kind(node: fx.Node) -> str:

@@ -14,7 +14,7 @@ from sarc.ir.space import Rows, ValueType
 aten = torch.ops.aten
 
 # Philox works on int64 words: the four words, their interleaving and a shifted copy, each 8 bytes a draw.
-_DRAW_BYTES = 24
+DRAW_BYTES = 24
 
 
 def last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
@@ -47,7 +47,7 @@ def live_bytes_per_row(graph: fx.Graph) -> int:
         views[holder[node]] = views.get(holder[node], 0) + 1
         if holder[node] is node:
             alive += _row_bytes(node)
-        extra = _DRAW_BYTES * _row_entries(node) if node.target is UNIFORM else 0
+        extra = DRAW_BYTES * _row_entries(node) if node.target is UNIFORM else 0
         most = max(most, alive + extra)
         for dead in dying.get(node, []):
             views[holder[dead]] -= 1

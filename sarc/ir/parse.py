@@ -141,7 +141,10 @@ class _Parser:
     ) -> fx.Node:
         if name in values or node.name != name:
             raise ValueError(f"%{name} is defined twice or is no legal name")
-        node.meta = {"type": read_types(types, self.spaces), "loc": loc}
+        loc, found, why = f"; {loc}".partition("; again in backward: ")
+        node.meta = {"type": read_types(types, self.spaces), "loc": loc.removeprefix("; ")}
+        if found:
+            node.meta["again"] = f"{found.removeprefix('; ')}{why}"
         values[name] = node
         return node
 

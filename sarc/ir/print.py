@@ -61,17 +61,22 @@ def format_node(node: fx.Node) -> str:
 def _line(node: fx.Node, what: str) -> str:
     types = node.meta.get("type", "?")
     shown = f"({', '.join(map(str, types))})" if isinstance(types, tuple) else str(types)
-    return f"%{node.name}: {shown} = {what}{_at(node.meta.get('loc', ''))}"
+    return f"%{node.name}: {shown} = {what}{_at(node)}"
 
 
-def _at(loc: str) -> str:
-    return f"   # {loc}" if loc else ""
+def _at(node: fx.Node) -> str:
+    """The user's line, and why the value is made again in the backward pass."""
+    return _comment("; ".join(filter(None, (node.meta.get("loc", ""), node.meta.get("again", "")))))
+
+
+def _comment(text: str) -> str:
+    return f"   # {text}" if text else ""
 
 
 def format_edge_program(program: EdgeProgram) -> list[str]:
     """An edge program as an indented block."""
     remote = f" remote #{program.remote}" if program.remote is not None else ""
-    lines = [f"edges @{program.name} over {program.space}{remote}{_at(program.loc)}"]
+    lines = [f"edges @{program.name} over {program.space}{remote}{_comment(program.loc)}"]
     inner = [n for n in program.body.nodes if n.op == "placeholder"]
     lines += ["  " + _line(n, _source(operand)) for n, operand in zip(inner, program.operands, strict=True)]
     lines += ["  " + format_node(n) for n in program.body.nodes if n.op == "call_function"]

@@ -148,16 +148,21 @@ def bind(compiler, host: Host, stages, values: Values, prefetch: int, made: Stru
         made: by the structure program, where it has run.
     """
     made = made or make_structure(host, stages, values)
-    constants = stages.captured.constants
     structural = [(t, _version(t)) for t in structural_tensors(stages.programs, values)]
     binding = Binding(structural, made.order, made.bound)
+    schedule_stages(compiler, host, stages, values, binding, prefetch)
+    return binding
+
+
+def schedule_stages(compiler, host: Host, stages, values: Values, binding: Binding, prefetch: int) -> None:
+    """Enter the partitioned programs of `stages`, their schedules and kernels into a binding."""
+    constants = stages.captured.constants
     for stage in ("data", "forward", "backward"):
         if stage in stages.programs:
             _schedule(compiler, host, stage, stages[stage], values, constants, binding, prefetch)
     if "data" in stages.programs:
         program, schedules = binding.programs.pop("data"), binding.schedules.pop("data")
         binding.prologue = Prologue(program, schedules, binding.kernels.pop("data"))
-    return binding
 
 
 def _state(host: Host, structure: Program, rank: int) -> PartState:

@@ -51,9 +51,18 @@ class EdgeBlock:
 
 def sub_block_edges(program: EdgeProgram) -> int:
     """Edges that plain torch visits at a time."""
+    return max(MIN_EDGES, SUB_BLOCK_BYTES // _bytes_per_edge(program))
+
+
+def sub_block_bytes(program: EdgeProgram, edges: int) -> int:
+    """Bytes that values and indices of a sub-block take, of a block of some edges."""
+    at_once = edges if program.own_columns else min(edges, sub_block_edges(program))
+    return at_once * _bytes_per_edge(program)
+
+
+def _bytes_per_edge(program: EdgeProgram) -> int:
     columns = program.columns_used("gather") | program.columns_used("reduce")
-    index_bytes = 8 * (len(columns) + 1)
-    return max(MIN_EDGES, SUB_BLOCK_BYTES // (program.bytes_per_row + index_bytes))
+    return program.bytes_per_row + 8 * (len(columns) + 1)
 
 
 def run_in_torch(

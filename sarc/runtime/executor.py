@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
@@ -32,7 +33,7 @@ from sarc.ir.program import Program
 from sarc.ir.space import Rows, ValueType, lengths
 from sarc.partition.columns import Block, ColumnMap
 from sarc.runtime.check_sent import check_sent
-from sarc.runtime.edge_block import EdgeBlock, run_in_torch
+from sarc.runtime.edge_block import EdgeBlock, run_in_torch, sub_block_bytes
 from sarc.runtime.memory import Pool, compute_into
 from sarc.runtime.part_state import PartState
 from sarc.runtime.structure import run_local
@@ -67,7 +68,10 @@ class Kernel(Protocol):
         results: Sequence[Tensor],
         keys: Tensor,
         fresh: bool,
+        empty: Callable[..., Tensor],
     ) -> None: ...
+
+    def workspace(self, edges: int, operands: Sequence[Tensor], results: Sequence[Tensor]) -> int: ...
 
 
 class Recorder(Protocol):
@@ -117,12 +121,15 @@ class Executor:
         self.narrowed: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self.most_chunks = 0
         self.sent: Counter[tuple[str, int]] = Counter()
+        self.workspace = 0  # most bytes that the present instruction alone needs
+        self._scratch_alive = 0
         self.keys = state.all_keys()
 
     def run(self) -> Work:
         """A `Work` (see `run_parts`) that returns the program's results in order."""
         for place, instruction in enumerate(self.schedule.instructions):
-            step = self._STEPS[type(instruction)](self, instruction)
+            self.workspace = 0
+            step = getattr(self, self._STEPS[type(instruction)])(instruction)
             yield from step if self.recorder is None else self.recorder.watch(self, place, step)
         if self.chunks:
             left = ", ".join(sorted(self.chunks))
@@ -202,8 +209,11 @@ class Executor:
 
     # --- messages
 
+    def _allocate(self, lengths: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return self.pool.empty(lengths, dtype)
+
     def _new_chunk(self, name: str, nbytes: int) -> Tensor:
-        self.chunks[name] = torch.empty(nbytes, dtype=torch.uint8)
+        self.chunks[name] = self._allocate((nbytes,), torch.uint8)
         self.most_chunks = max(self.most_chunks, len(self.chunks))
         if len(self.chunks) > self.schedule.chunk_limit:
             raise ExchangeError(
@@ -251,7 +261,11 @@ class Executor:
         rows = self._remote_map(node).serves[step.peer][step.chunk]
         for key, segment in layout.segments(buffer, step.rows).items():
             axis = next(a for k, a, _, _ in layout.entries if k == key)
-            segment.copy_(self.env[values[key].name].index_select(axis, rows).movedim(axis, 0))
+            table = self.env[values[key].name]
+            if axis == 0:
+                torch.index_select(table, 0, rows, out=segment)
+            else:
+                segment.copy_(table.index_select(axis, rows).movedim(axis, 0))
 
     # --- exchanges with every peer at once
 
@@ -307,7 +321,7 @@ class Executor:
         self.env[step.call] = [
             self.pool.empty(lengths(r.type, self.local), r.type.dtype)
             if fresh and r.kind != "contract"
-            else new_accumulator(r, self.local, device)
+            else new_accumulator(r, self.local, device, self.pool.empty if device.type == "cpu" else None)
             for r in edges.results
         ]
         return
@@ -355,11 +369,24 @@ class Executor:
         keys = self.keys.get(edges.space, _NO_KEYS)
         kernel = self.kernels.get(edges.name)
         if kernel is None:
+            self.workspace = sub_block_bytes(edges, block.length)
             run_in_torch(edges, block, tables, into, keys, self.local, self.total)
         else:
-            kernel.launch(self._traversals(kernel, block, chunk, keys.device), tables, into, keys, chunk is None)
+            traversals = self._traversals(kernel, block, chunk, keys.device)
+            kernel.launch(traversals, tables, into, keys, chunk is None, self._scratch)
         return
         yield
+
+    def _scratch(self, lengths: Sequence[int], dtype: torch.dtype) -> Tensor:
+        made = self.pool.empty(lengths, dtype)
+        if self.recorder is not None:
+            self._scratch_changes(made.nbytes)
+            weakref.finalize(made, self._scratch_changes, -made.nbytes)
+        return made
+
+    def _scratch_changes(self, nbytes: int) -> None:
+        self._scratch_alive += nbytes
+        self.workspace = max(self.workspace, self._scratch_alive)
 
     def _reached(
         self, node: fx.Node, end: Operand | Result, type_: ValueType, table: Tensor, step: ins.RunBlock
@@ -447,18 +474,18 @@ class Executor:
         return
         yield
 
-    _STEPS: ClassVar[dict[type, Callable[..., Work]]] = {
-        ins.Launch: _launch,
-        ins.AllReduce: _all_reduce,
-        ins.AllToAll: _all_to_all,
-        ins.Finish: _finish,
-        ins.Begin: _begin,
-        ins.PostRecv: _post_recv,
-        ins.Send: _send,
-        ins.Wait: _wait,
-        ins.RunBlock: _run_block,
-        ins.Combine: _combine,
-        ins.Free: _free,
+    _STEPS: ClassVar[dict[type, str]] = {
+        ins.Launch: "_launch",
+        ins.AllReduce: "_all_reduce",
+        ins.AllToAll: "_all_to_all",
+        ins.Finish: "_finish",
+        ins.Begin: "_begin",
+        ins.PostRecv: "_post_recv",
+        ins.Send: "_send",
+        ins.Wait: "_wait",
+        ins.RunBlock: "_run_block",
+        ins.Combine: "_combine",
+        ins.Free: "_free",
     }
 
 

@@ -13,7 +13,7 @@ import math
 import mmap
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.fx as fx
@@ -24,20 +24,56 @@ _ALIGNMENT = 1 << 21  # of huge pages
 _SLACK = 1.5
 
 
+class Source(Protocol):
+    """Where a pool's memory comes from."""
+
+    def map(self, nbytes: int) -> mmap.mmap: ...
+
+    def rest(self, block: mmap.mmap) -> None: ...
+
+
+class Anonymous:
+    """Memory of the system."""
+
+    def map(self, nbytes: int) -> mmap.mmap:
+        # Private: shared memory gets no huge pages and escapes RLIMIT_DATA.
+        block = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            block.madvise(mmap.MADV_HUGEPAGE)
+        return block
+
+    def rest(self, block: mmap.mmap) -> None:
+        """Nothing: what is in memory stays there."""
+
+
 class Pool:
     """Blocks of memory for CPU tensors of at least 1 MiB.
+
+    Args:
+        source: where blocks come from; None: memory of the system.
 
     Free blocks are given back to the system, longest unused first, before a new one would make the pool grow: it holds
     no more than what was alive at once, up to the difference between a block and what is put into it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, source: Source | None = None) -> None:
+        self._source = source or Anonymous()
         self._free: list[mmap.mmap] = []
+        self._used: dict[int, mmap.mmap] = {}
 
     @property
     def free_bytes(self) -> int:
         """Bytes of blocks that no tensor uses."""
         return sum(len(block) for block in self._free)
+
+    def release(self) -> None:
+        """Give the free blocks back to the system."""
+        self._free.clear()
+
+    def rest(self) -> None:
+        """Let what is in use move to where the source keeps what is not needed soon."""
+        for block in list(self._used.values()):
+            self._source.rest(block)
 
     def empty(self, lengths: Sequence[int], dtype: torch.dtype) -> Tensor:
         """An uninitialised tensor; small ones are ordinary tensors."""
@@ -47,8 +83,13 @@ class Pool:
         block = self._take(nbytes)
         lease = (ctypes.c_uint8 * nbytes).from_buffer(block, _aligned(block, nbytes))
         # The storage keeps `lease` alive, and nothing else does.
-        weakref.finalize(lease, self._free.append, block).atexit = False
+        self._used[id(block)] = block
+        weakref.finalize(lease, self._give_back, block).atexit = False
         return torch.frombuffer(lease, dtype=dtype).view(*lengths)
+
+    def _give_back(self, block: mmap.mmap) -> None:
+        del self._used[id(block)]
+        self._free.append(block)
 
     def _take(self, nbytes: int) -> mmap.mmap:
         fitting = [b for b in self._free if nbytes <= _room(b) <= _SLACK * nbytes]
@@ -60,10 +101,7 @@ class Pool:
         while self._free and released < nbytes:
             released += len(self._free[0])
             self._free.pop(0)
-        block = mmap.mmap(-1, nbytes + _ALIGNMENT)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            block.madvise(mmap.MADV_HUGEPAGE)
-        return block
+        return self._source.map(nbytes + _ALIGNMENT)
 
 
 def _room(block: mmap.mmap) -> int:

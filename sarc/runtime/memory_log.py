@@ -1,11 +1,12 @@
 """MemoryLog: the bytes that one run of a schedule holds, after every instruction.
 
-Tensors that share a storage count once. What others hold as well counts to the end of the run, however early its last
-use: parameters and buffers (the model), bound values (the binding), saved values (autograd, until the backward ends).
+Tensors that share a storage count once. What is *loaded* counts to the end of the run, however early its last use,
+since others hold it as well: parameters and buffers (the model), arguments (the caller), bound values (the binding).
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,23 +14,28 @@ from typing import Any
 from torch import Tensor
 
 from sarc.ir import schedule as ins
+from sarc.ir.collective import fetch, give_back
 from sarc.ir.edge_program import edge_call
 from sarc.ir.program import Program
 
 CATEGORIES = {
     "parameters": "parameters and buffers",
-    "arguments": "arguments of the call, and gradients of its results",
+    "arguments": "arguments of the call",
+    "gradients": "gradients of results and of inputs",
     "bound": "degrees, norms and columns: made once a graph; what is made once of data",
     "saved": "kept between forward and backward",
     "edge rows": "tensors of one row an edge",
     "folds": "results of edge programs while they are folded",
+    "halo": "rows of other parts that are held whole, and folds for them",
     "chunks": "messages: rows sent, rows received, partial folds",
     "values": "everything else over nodes, and replicated values",
+    "workspace": "inside one instruction: scratch of kernels, edges that plain torch visits at a time",
 }
 _OF_INPUT = {
-    "param": "parameters", "buffer": "parameters", "arg": "arguments", "tangent": "arguments", "rng": "arguments",
+    "param": "parameters", "buffer": "parameters", "arg": "arguments", "tangent": "gradients", "rng": "arguments",
     "bound": "bound", "constant": "bound", "rows": "bound", "data": "bound", "saved": "saved",
 }  # fmt: skip
+LOADED = ("parameters", "arguments", "bound")
 _START = -1
 
 Storages = tuple[tuple[int, int], ...]
@@ -48,29 +54,45 @@ class MemoryLog:
     """Filled by a profile while a schedule runs.
 
     Attributes:
-        live: bytes alive after each instruction.
+        live: bytes alive in each instruction: its workspace, and what is there after it.
+        loaded: bytes of loaded values.
     """
 
     def __init__(self, program: Program):
         self.live: list[int] = []
+        self.loaded = 0
         self._category = categories(program)
         entries = zip(program.placeholders, program.inputs, strict=True)
-        self._held = {n.name for n, e in entries if _OF_INPUT.get(e.kind) in ("parameters", "bound", "saved")}
+        self._held = {n.name for n, e in entries if _OF_INPUT.get(e.kind) in LOADED}
         self._changes: list[tuple[int, str, Storages]] = []
+        self._workspace: list[int] = []
+        self._kept: list[Any] = []
         self._now = _Alive()
 
     def start(self, env: Mapping[str, Any]) -> None:
         """Before the first instruction."""
-        for name, value in env.items():
-            self._set(_START, name, value)
+        # So that nothing new takes the place of a loaded value that only the run held (rows cut for a part).
+        self._kept = [value for name, value in env.items() if name in self._held]
+        for name in sorted(env, key=lambda name: name not in self._held):
+            if name not in self._held and not self.loaded:
+                self.loaded = self._now.total
+            self._set(_START, name, env[name])
+        self.loaded = self.loaded or self._now.total
 
-    def after(self, step: ins.Instruction, env: Mapping[str, Any], chunks: Mapping[str, Tensor]) -> None:
-        """After one instruction has run."""
+    def after(
+        self, step: ins.Instruction, env: Mapping[str, Any], chunks: Mapping[str, Tensor], workspace: int = 0
+    ) -> None:
+        """After one instruction has run, with the bytes that it alone used."""
         place = len(self.live)
         for name in touched(step):
             if name not in self._held:
                 self._set(place, name, chunks.get(name, env.get(name)))
-        self.live.append(self._now.total)
+        self._workspace.append(workspace)
+        self.live.append(self._now.total + workspace)
+
+    def finish(self) -> None:
+        """After the last instruction."""
+        self._kept = []
 
     def _set(self, place: int, name: str, value: Any) -> None:
         found = tuple(storages(value))
@@ -83,17 +105,19 @@ class MemoryLog:
 
     @property
     def peak_place(self) -> int:
-        """The instruction after which most bytes are alive (the first of them)."""
+        """The instruction in which most bytes are alive (the first of them)."""
         return self.live.index(self.peak) if self.live else _START
 
     def alive_at(self, place: int) -> list[Live]:
-        """What is alive after the instruction at `place`, largest first."""
+        """What is alive in the instruction at `place`, largest first."""
         state = _Alive()
         for at, name, found in self._changes:
             if at > place:
                 break
             state.set(name, found)
         made = [Live(name, self._category.get(name, "chunks"), size) for name, size in state.sizes()]
+        if place >= 0:
+            made.append(Live("workspace", "workspace", self._workspace[place]))
         return sorted((v for v in made if v.nbytes), key=lambda v: (-v.nbytes, v.name))
 
     def most(self, category: str) -> int:
@@ -116,7 +140,7 @@ class MemoryLog:
         )
 
     def by_category(self, place: int) -> dict[str, int]:
-        """Bytes of each category after the instruction at `place`."""
+        """Bytes of each category in the instruction at `place`."""
         found = dict.fromkeys(CATEGORIES, 0)
         for value in self.alive_at(place):
             found[value.category] += value.nbytes
@@ -159,7 +183,8 @@ def storages(value: Any) -> list[tuple[int, int]]:
     """(address, bytes) of the storages of a tensor, or of a list of tensors, once each."""
     if isinstance(value, Tensor):
         found = value.untyped_storage()
-        return [(found.data_ptr(), found.nbytes())] if found.nbytes() else []
+        # A tensor of the meta device has no memory: its storage's own identity stands for it.
+        return [(found.data_ptr() or found._cdata, found.nbytes())] if found.nbytes() else []
     if isinstance(value, (list, tuple)):
         return list(dict.fromkeys(s for item in value for s in storages(item)))
     return []
@@ -169,7 +194,7 @@ def touched(step: ins.Instruction) -> tuple[str, ...]:
     """Names of the values and buffers that an instruction makes, replaces or frees."""
     if isinstance(step, ins.Free):
         return step.names
-    named = (getattr(step, key, "") for key in ("node", "call", "buffer", "partial"))
+    named = (*getattr(step, "nodes", ()), *(getattr(step, key, "") for key in ("node", "call", "buffer", "partial")))
     return tuple(dict.fromkeys(name for name in named if name))
 
 
@@ -183,11 +208,14 @@ def categories(program: Program) -> dict[str, str]:
             continue
         types = node.meta["type"] if isinstance(node.meta["type"], tuple) else (node.meta["type"],)
         over_edges = any(program.spaces[s].on_edges for t in types for s in t.spaces)
-        if node.target is edge_call:
+        of = node.args[0] if node.target is operator.getitem else node
+        if of.target in (fetch, give_back):
+            found[node.name] = "halo"
+        elif node.target is edge_call:
             found[node.name] = "edge rows" if over_edges else "folds"
         else:
             found[node.name] = "edge rows" if over_edges else "values"
     for node, output in zip(program.returned, program.outputs, strict=True):
-        if output.kind == "saved" and node.op == "call_function":
-            found[node.name] = "saved"
+        if output.kind in ("saved", "grad") and node.op == "call_function":
+            found[node.name] = "saved" if output.kind == "saved" else "gradients"
     return found

@@ -18,6 +18,7 @@ from sarc.partition.layout import Partitions
 from sarc.partition.methods import partition
 from sarc.runtime.agreement import Agreement, Note, plain_attributes, problem_note
 from sarc.runtime.compare_plain import Comparison, Difference, whole_graph_call
+from sarc.runtime.disk_tier import DiskTier
 from sarc.runtime.host import Host, host_alone, host_together, is_distributed
 from sarc.runtime.memory import Pool
 from sarc.runtime.plan import Plan, make_plan
@@ -47,6 +48,8 @@ class CompiledModule(nn.Module):
         prefetch: int,
         seed: int | None,
         verify: bool = False,
+        memory_budget: int | None = None,
+        offload_dir: str | None = None,
     ):
         super().__init__()
         # The same dictionaries, not copies: parameters(), state_dict(), to() and train() act on the model itself.
@@ -55,11 +58,12 @@ class CompiledModule(nn.Module):
         object.__setattr__(self, "model", model)
         object.__setattr__(self, "training", model.training)
         self._compiler, self._spaces, self._given = compiler, spaces, partitions
-        self._variants = Variants(compiler, prefetch)
+        self._variants = Variants(compiler, prefetch, memory_budget)
         self._last: Variant | None = None
         self._host: Host | None = None
         self._calls = 0
-        self._pool = Pool()
+        self._offload_dir = offload_dir  # None: in memory
+        self._pool = Pool() if offload_dir is None else Pool(DiskTier(offload_dir))
         # One comparison with the plain module for each variant, by its number; None: not asked for.
         self._comparisons: dict[int, Comparison] | None = {} if verify else None
         self.step = 0
@@ -208,6 +212,16 @@ class CompiledModule(nn.Module):
             variant.stages.captured.structure, [results[str(k)] for k in range(len(results))]
         )
 
+    def release_memory(self) -> int:
+        """Give memory that is kept for the next call back to the system; returns its bytes.
+
+        Large tensors of a call are put into memory of earlier ones, since fresh memory is slow. What is in use is not
+        touched. Call it before measuring, or before something else needs the memory.
+        """
+        freed = self._pool.free_bytes
+        self._pool.release()
+        return freed
+
     # --- the model's own face
 
     def train(self, mode: bool = True) -> CompiledModule:
@@ -237,7 +251,9 @@ class CompiledModule(nn.Module):
 
     def __reduce__(self):
         held = self._given if self._host is None else self._placed.partitions
-        return _restore, (self.model, held, self._compiler, self._spaces, self._variants.prefetch, self.seed, self.step)
+        settings = {"prefetch": self._variants.prefetch, "memory_budget": self._variants.memory_budget,
+                    "offload_dir": self._offload_dir}  # fmt: skip
+        return _restore, (self.model, held, self._compiler, self._spaces, settings, self.seed, self.step)
 
     # --- looking inside
 
@@ -328,9 +344,9 @@ class CompiledModule(nn.Module):
         return whole
 
 
-def _restore(model, partitions, compiler, spaces, prefetch: int, seed: int, step: int) -> CompiledModule:
+def _restore(model, partitions, compiler, spaces, settings: dict[str, Any], seed: int, step: int) -> CompiledModule:
     """A compiled module from its pickle; under torchrun every rank calls it, as it calls `compile`."""
-    compiled = CompiledModule(model, partitions, compiler, spaces=spaces, prefetch=prefetch, seed=seed)
+    compiled = CompiledModule(model, partitions, compiler, spaces=spaces, seed=seed, **settings)
     compiled.step = step
     return compiled
 

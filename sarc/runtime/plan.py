@@ -15,6 +15,7 @@ from sarc.ir.program import Program
 from sarc.ir.space import Rows, ValueType
 from sarc.runtime.binding import Binding
 from sarc.runtime.logs import log
+from sarc.runtime.memory_plan import MemoryPlan, make_memory_plans
 from sarc.runtime.part_state import PartState
 from sarc.runtime.plan_exchanges import ExchangePlan, plan_exchanges
 
@@ -68,6 +69,7 @@ class Plan:
         work: formulas of the operations and bytes that the whole graph costs, by stage (`sarc.cost.Cost`).
         placements: where each edge program that reaches other parts runs, with the candidates, by stage; their bytes
             are those of all parts.
+        memory: of each hosted part: bytes at the peak of a step, by category and as formulas, and over time.
     """
 
     num_parts: int
@@ -80,6 +82,7 @@ class Plan:
     saved: tuple[tuple[str, str, int], ...]
     all_reduces: dict[str, tuple[int, int]]
     work: dict[str, Any]
+    memory: tuple[MemoryPlan, ...]
     placements: tuple[tuple[str, Choice], ...] = ()
 
     @property
@@ -133,6 +136,7 @@ class Plan:
             lines.append(f"  {stage:8} {count} all-reduces, {size} B a part")
         for stage, cost in self.work.items():
             lines.append(f"  {stage:8} operations {cost.flops}; bytes moved {cost.nbytes} (whole graph)")
+        lines += [f"  {line}" for each in self.memory for line in str(each).splitlines()]
         return "\n".join(lines)
 
 
@@ -197,6 +201,7 @@ def make_plan(binding: Binding, cost: Callable[[Program], Any], runs: Runs) -> P
         tuple(saved),
         reduces,
         {stage: cost(program) for stage, program in binding.programs.items()},
+        make_memory_plans(binding),
         tuple(
             (stage, choice)
             for stage, choices in binding.placing.choices.items()

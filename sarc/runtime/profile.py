@@ -91,7 +91,11 @@ class Profile:
         run.starts.append(started + self._offset)
         run.ends.append(time.perf_counter() + self._offset)
         if run.memory is not None:
-            run.memory.after(executor.schedule.instructions[place], executor.env, executor.chunks)
+            run.memory.after(
+                executor.schedule.instructions[place], executor.env, executor.chunks, executor.workspace
+            )
+            if place + 1 == len(executor.schedule.instructions):
+                run.memory.finish()
 
     def _run(self, executor: Any) -> PartRun:
         key = (executor.state.rank, executor.number)

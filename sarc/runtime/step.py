@@ -162,7 +162,11 @@ class _Call(torch.autograd.Function):
         results, saved = step.run_forward()
         ctx.step = step
         ctx.versions = [t._version for _, t in step.read_again()]
-        ctx.save_for_backward(*(t for each in saved for t in each))
+        # Not save_for_backward: autograd would hold every value to the end of the backward pass. Aliases, since a
+        # result of this call must not refer to itself.
+        step.pool.rest()
+        ctx.saved = [[t.detach() for t in each] for each in saved]
+        ctx.saved_versions = [[t._version for t in each] for each in ctx.saved]
         # A result that is an input itself must not be returned as such: autograd would see an in-place view of it.
         given = {t.data_ptr() for t in inputs}
         results = [r.clone() if r.numel() and r.data_ptr() in given else r for r in results]
@@ -179,14 +183,21 @@ class _Call(torch.autograd.Function):
                 "use the plain model for gradient penalties"
             )
         step: Step = ctx.step
+        if ctx.saved is None:
+            raise RuntimeError(
+                "Trying to backward through a compiled model's call a second time: its saved values were freed as the "
+                "first backward pass used them; pass retain_graph=True to the first one"
+            )
         _check_versions(step, ctx.versions)
         forward, backward = step.binding.programs["forward"], step.binding.programs["backward"]
         saved_names = [f"saved_{o.name}" for o in forward.outputs if o.kind == "saved"]
-        count = len(saved_names)
         values = step.inputs("backward")
-        stored = ctx.saved_tensors
-        for k, each in enumerate(values):
-            each.update(zip(saved_names, stored[k * count : (k + 1) * count], strict=True))
+        for each, saved, known in zip(values, ctx.saved, ctx.saved_versions, strict=True):
+            _check_saved(saved_names, saved, known)
+            each.update(zip(saved_names, saved, strict=True))
+        if not torch._C._autograd._get_current_graph_task_keep_graph():
+            ctx.saved = None  # each value goes with its last use
+            del saved
         results = [o for o in forward.outputs if o.kind != "saved"]
         tangents = {o.name: g for o, g in zip(results, grads, strict=True) if o.kind == "result"}
         order = step.binding.order
@@ -208,4 +219,13 @@ def _check_versions(step: Step, versions: list[int]) -> None:
                 f"{name} was modified in place between the forward and the backward of a compiled model (version "
                 f"{tensor._version}, expected {version}): the gradient needs its earlier value; call backward() before "
                 f"optimizer.step(), or clone the tensor first"
+            )
+
+
+def _check_saved(names: list[str], saved: list[Tensor], versions: list[int]) -> None:
+    for name, tensor, version in zip(names, saved, versions, strict=True):
+        if tensor._version != version:
+            raise RuntimeError(
+                f"a result of a compiled model was modified in place (%{name.removeprefix('saved_')}, version "
+                f"{tensor._version}, expected {version}): the gradient needs its earlier value; clone it first"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from sarc.runtime.binding import (
     measure_halos,
     structural_tensors,
 )
+from sarc.runtime.budget import fit_budget, keep_if_smaller
 from sarc.runtime.host import Host
 from sarc.runtime.plan import log_binding
 
@@ -55,6 +56,9 @@ class Compiler(Protocol):
 
     def back(self, stages: Any, wrt: frozenset[Input], halos: dict[str, int], rows: dict[str, int]) -> Any: ...
 
+    def divide(self, stages: Any, rows: Mapping[str, int] | None = None, most_bytes: float | None = None) -> Any: ...
+
+
     def needs(self, program: Program, remote: frozenset[str], columns: Any) -> Any: ...
 
     def sites(self, needs: Any) -> Any: ...
@@ -64,6 +68,8 @@ class Compiler(Protocol):
     def place(self, program: Program, row_sets: Any) -> Program: ...
 
     def partition(self, program: Program, remote: frozenset[str], columns: Any, choices: Any) -> Program: ...
+
+    def exchange_in_chunks(self) -> bool: ...
 
     def columns(self, program: Program) -> list[tuple[fx.Node, str | int]]: ...
 
@@ -118,10 +124,12 @@ class Variants:
 
     Attributes:
         prefetch: chunks posted ahead, in every schedule.
+        memory_budget: bytes of a step on one part, or None.
     """
 
     compiler: Compiler
     prefetch: int
+    memory_budget: int | None = None
     _by_key: dict[object, Variant] = field(default_factory=dict)
     _made: int = 0
 
@@ -146,6 +154,11 @@ class Variants:
             self._by_key[key] = variant
         if variant.binding is None or not is_bound:
             variant.binding = bind(self.compiler, host, variant.stages, values, self.prefetch, made)
+            place = (self.compiler, host, variant.stages, values, variant.binding, self.prefetch)
+            if self.memory_budget is not None:
+                variant.stages = fit_budget(*place, self.memory_budget)
+            elif "joint" in variant.stages.programs:
+                variant.stages = keep_if_smaller(*place)
             log_binding(variant.binding, self.compiler.cost, self.compiler.runs)
         return variant
 

@@ -33,6 +33,7 @@ from sarc.passes.forward.raise_graph_ops import RaiseGraphOps
 from sarc.passes.forward.split_attention import SplitAttention
 from sarc.passes.joint.differentiate import differentiate
 from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
+from sarc.passes.joint.rematerialise import Rematerialise
 from sarc.passes.joint.simplify import Simplify
 from sarc.passes.joint.split import split
 from sarc.passes.partitioned.build_schedule import build_schedule
@@ -40,6 +41,7 @@ from sarc.passes.partitioned.exchange_whole import ExchangeWhole
 from sarc.passes.partitioned.fuse_rows import FuseRows
 from sarc.passes.partitioned.merge_row_phases import MergeRowPhases
 from sarc.passes.partitioned.narrow_fetches import NarrowFetches
+from sarc.passes.partitioned.order_lifetimes import OrderLifetimes
 from sarc.passes.partitioned.partition_program import PartitionProgram
 from sarc.passes.partitioned.place_edge_programs import PlaceEdgePrograms
 
@@ -103,6 +105,7 @@ ON_PROGRAM: dict[str, Callable[[Program], tuple[Program, ...]]] = {
     "sarc.passes.forward.bind_data": lambda p: bind_data(p, parameters(p)),  # type: ignore[dict-item]
     "sarc.passes.joint.differentiate": lambda p: (differentiate(p, parameters(p)),),
     "sarc.passes.joint.simplify": lambda p: (Simplify().run(p),),
+    "sarc.passes.joint.rematerialise": lambda p: (Rematerialise().run(p),),
     "sarc.passes.joint.split": split,
     "sarc.passes.joint.fuse_edge_programs": lambda p: (FuseEdgePrograms().run(p),),
     "sarc.passes.partitioned.place_edge_programs": lambda p: (PlaceEdgePrograms({"edge_call": ROW_SETS}).run(p),),
@@ -111,6 +114,7 @@ ON_PROGRAM: dict[str, Callable[[Program], tuple[Program, ...]]] = {
     "sarc.passes.partitioned.narrow_fetches": lambda p: (NarrowFetches().run(p),),
     "sarc.passes.partitioned.merge_row_phases": lambda p: (MergeRowPhases(has_kernel).run(p),),
     "sarc.passes.partitioned.fuse_rows": lambda p: (FuseRows(has_kernel).run(p),),
+    "sarc.passes.partitioned.order_lifetimes": lambda p: (OrderLifetimes().run(p),),
 }
 SCHEDULE = "sarc.passes.partitioned.build_schedule"
 

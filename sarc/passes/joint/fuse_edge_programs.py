@@ -232,7 +232,26 @@ def _group(program: Program, folds: list[Fold]) -> list[list[Fold]]:
             columns = frozenset(c.name for c in _columns_of(fold, program, set(by_node)))
             groups.setdefault((fold.space, depth[node], columns), []).append(fold)
             depth[node] += 1
-    return list(groups.values())
+    return [part for group in groups.values() for part in _apart(group, program, set(by_node))]
+
+
+def _apart(group: list[Fold], program: Program, folds: set[fx.Node]) -> list[list[Fold]]:
+    """A group as it is; where folds of the forward pass are made again, only those together that share values.
+
+    Folds of different layers are wanted at different times.
+    """
+    if not any("again" in f.node.meta for f in group):
+        return [group]
+    parts: list[tuple[set[fx.Node], list[Fold]]] = []
+    for fold in group:
+        region = set(_region(fold, program, folds))
+        joined = [fold]
+        for other in [p for p in parts if p[0] & region]:
+            parts.remove(other)
+            region |= other[0]
+            joined = other[1] + joined
+        parts.append((region, joined))
+    return [members for _, members in parts]
 
 
 def _region(fold: Fold, program: Program, folds: set[fx.Node]) -> list[fx.Node]:

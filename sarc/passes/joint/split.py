@@ -1,7 +1,8 @@
 """split: the joint program becomes a forward and a backward program with little saved between them.
 
 Saved are values over nodes and replicated values. Recomputed in the backward program are all values over edges (so no
-edge tensor outlives its fold), random draws and what follows from them alone, constants and views.
+edge tensor outlives its fold), random draws and what follows from them alone, constants and views; and the values that
+`rematerialise` has noted.
 
 Before:
     program joint
@@ -41,7 +42,6 @@ It does nothing about values that the backward pass does not read: they are not 
 
 from __future__ import annotations
 
-import operator
 from dataclasses import replace
 
 import torch
@@ -50,6 +50,7 @@ import torch.fx as fx
 from sarc.ir.dialect import OWN_ROWS, UNIFORM
 from sarc.ir.program import Input, Output, Program, remove_dead, select_inputs
 from sarc.ir.space import Spaces, ValueType
+from sarc.passes.base import is_getitem
 
 aten = torch.ops.aten
 
@@ -59,27 +60,61 @@ VIEWS = {
 }  # fmt: skip
 
 
+# Their several results look at parts of their operand.
+PARTS_OF = {
+    aten.split.Tensor, aten.split_with_sizes.default, aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default,
+    aten.unbind.int,
+}  # fmt: skip
+
+
+class Division:
+    """Which values of a joint program belong to which pass.
+
+    Attributes:
+        late: values that depend on tangents, and the tangents.
+        in_forward: what the results need.
+        free: constants, random draws and what is made of these alone.
+        needed_late: late values that the gradients need.
+    """
+
+    def __init__(self, joint: Program):
+        results = [n for n, o in zip(joint.returned, joint.outputs, strict=True) if o.kind != "grad"]
+        self.grads = [n for n, o in zip(joint.returned, joint.outputs, strict=True) if o.kind == "grad"]
+        self.spaces = joint.spaces
+        self.in_forward = _needed_by(results)
+        self.in_forward |= {n for n in joint.graph.nodes if is_getitem(n) and n.args[0] in self.in_forward}
+        self.late = _depends_on_tangents(joint)
+        self.free = _free_values(joint)
+        needed = _needed_by(self.grads)
+        self.needed_late = [n for n in joint.graph.nodes if n in needed and n in self.late]
+
+    def may_keep(self, node: fx.Node) -> bool:
+        """Whether a value could be kept between the passes."""
+        if node in self.late or node not in self.in_forward or node in self.free or is_view(node):
+            return False
+        return not isinstance(node.meta["type"], tuple) and not over_edges(node, self.spaces)
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether the value looks at memory of another one."""
+    if is_getitem(node):
+        return node.args[0].target in PARTS_OF
+    return node.target in VIEWS or node.target in PARTS_OF
+
+
 def split(joint: Program) -> tuple[Program, Program]:
     """The forward program (its outputs gain the saved values) and the backward program (its inputs gain them)."""
     forward_outputs = [(n, o) for n, o in zip(joint.returned, joint.outputs, strict=True) if o.kind != "grad"]
-    grads = [(n, o) for n, o in zip(joint.returned, joint.outputs, strict=True) if o.kind == "grad"]
-    in_forward = _needed_by([n for n, _ in forward_outputs])
-    in_forward |= {n for n in joint.graph.nodes if n.target is operator.getitem and n.args[0] in in_forward}
+    division = Division(joint)
     placeholders = set(joint.placeholders)
-    late = _depends_on_tangents(joint)
-    free = _free_values(joint)
     saved: list[fx.Node] = []
 
     def is_saved(node: fx.Node) -> bool:
-        if node in late or node not in in_forward or node in free or node.target in VIEWS:
-            return False
-        if isinstance(node.meta["type"], tuple):
-            return False
-        return not over_edges(node, joint.spaces)
+        return division.may_keep(node) and not node.meta.get("again")
 
     backward = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
-    wanted = _needed_by([n for n, _ in grads], stop=lambda n: n not in placeholders and is_saved(n))
+    wanted = _needed_by(division.grads, stop=lambda n: n not in placeholders and is_saved(n))
     inputs: list[Input] = []
     for node, entry in zip(joint.placeholders, joint.inputs, strict=True):
         env[node] = _copy(backward, node, env)
@@ -93,19 +128,20 @@ def split(joint: Program) -> tuple[Program, Program]:
     for node in joint.graph.nodes:
         if node.op == "call_function" and node in wanted and node not in env:
             env[node] = _copy(backward, node, env)
-    backward.output([env[n] for n, _ in grads])
+    backward.output([env[n] for n in division.grads])
 
     forward = fx.Graph()
     f_env: dict[fx.Node, fx.Node] = {}
     for node in joint.graph.nodes:
-        if node in placeholders or (node.op == "call_function" and node in in_forward):
+        if node in placeholders or (node.op == "call_function" and node in division.in_forward):
             f_env[node] = _copy(forward, node, f_env)
+            f_env[node].meta.pop("again", None)
     forward.output([f_env[n] for n, _ in forward_outputs] + [f_env[n] for n in saved])
     outputs = (*(o for _, o in forward_outputs), *(Output("saved", n.name) for n in saved))
     first = replace(joint, graph=forward, spaces=joint.spaces.copy(), outputs=outputs, stage="forward")
     second = replace(
         joint, graph=backward, spaces=joint.spaces.copy(), inputs=tuple(inputs),
-        outputs=tuple(o for _, o in grads), stage="backward",
+        outputs=tuple(o for o in joint.outputs if o.kind == "grad"), stage="backward",
     )  # fmt: skip
     return _trim(first), _trim(second)
 

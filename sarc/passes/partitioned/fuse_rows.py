@@ -31,6 +31,7 @@ there are no others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch.fx as fx
@@ -38,6 +39,7 @@ import torch.fx as fx
 from sarc.ir.cluster import ROW_VIEWS, Cluster, Merger, is_row_operation, is_row_sum, plain_space, replace_cluster
 from sarc.ir.edge_program import EdgeProgram
 from sarc.ir.program import Program
+from sarc.ir.space import Rows, ValueType
 
 
 class FuseRows:
@@ -66,8 +68,10 @@ class FuseRows:
 def find_chains(program: Program) -> list[list[str]]:
     """Names of the values of each chain, in order.
 
-    Values belong together that read each other without a detour through anything but operations on rows.
+    Values belong together that read each other without a detour through anything but operations on rows. What a
+    backward pass makes again does not stand with what gradients enter: one would wait for the other.
     """
+    late = behind_tangents(program)
     level: dict[fx.Node, int] = {}  # of an operation on rows
     behind: dict[fx.Node, int] = {}  # highest level that any other value depends on
     chain: dict[fx.Node, list[fx.Node]] = {}
@@ -82,6 +86,8 @@ def find_chains(program: Program) -> list[list[str]]:
         level[node] = max([level.get(n, 0) for n in operands] + [behind.get(n, -1) + 1 for n in operands], default=0)
         joined = [node]
         for operand in operands:
+            if (operand in late) != (node in late):
+                continue
             if level.get(operand) == level[node] and _space_of(operand) == space and not is_row_sum(operand, space):
                 joined = _merged(chain, operand, joined)
         for member in joined:
@@ -90,6 +96,33 @@ def find_chains(program: Program) -> list[list[str]]:
     found = {id(c): sorted(c, key=order.__getitem__) for c in chain.values()}
     chains = [c for c in found.values() if sum(n.target not in ROW_VIEWS for n in c) > 1]
     return [[n.name for n in c] for c in sorted(chains, key=lambda c: order[c[0]])]
+
+
+def behind_tangents(program: Program) -> set[fx.Node]:
+    """Values that gradients of results enter, and operations on rows that only such operations read.
+
+    An operation whose rows are narrower than its operand's is done early: the operand may go.
+    """
+    late = {n for n, e in zip(program.placeholders, program.inputs, strict=True) if e.kind == "tangent"}
+    calls = [n for n in program.graph.nodes if n.op == "call_function"]
+    for node in calls:
+        if any(n in late for n in node.all_input_nodes):
+            late.add(node)
+    if late:
+        for node in reversed(calls):
+            space = _space_of(node)
+            read_late = space and node.users and all(u in late and _space_of(u) == space for u in node.users)
+            if read_late and _row_bytes(node) >= max(map(_row_bytes, node.all_input_nodes), default=0):
+                late.add(node)
+    return late
+
+
+def _row_bytes(node: fx.Node) -> int:
+    """Bytes of one row; 0 without rows."""
+    type_ = node.meta["type"]
+    if not isinstance(type_, ValueType) or not type_.spaces:
+        return 0
+    return type_.dtype.itemsize * math.prod(d.before * d.after if isinstance(d, Rows) else d for d in type_.dims)
 
 
 def _merged(chain: dict[fx.Node, list[fx.Node]], operand: fx.Node, joined: list[fx.Node]) -> list[fx.Node]:

@@ -1,0 +1,112 @@
+"""Budget: the plan with least extra work whose predicted memory fits, agreed by all ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from sarc.errors import BudgetError
+from sarc.ir.program import Program
+from sarc.ir.space import lengths
+from sarc.runtime.binding import Binding, Values, schedule_stages
+from sarc.runtime.host import Host
+from sarc.runtime.memory_plan import MemoryPlan, make_memory_plans
+from sarc.runtime.part_state import PartState
+from sarc.runtime.transport import AllGather, Work, run_parts
+
+# Shares of the bytes that could be kept, tried in turn: less kept is more work, though not always a lower peak, since
+# what is made again is there for a while. Each try lowers the program again, which takes as long as its first
+# lowering.
+_SHARES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
+_TERMS = 4
+_WORTH_COMPARING = 16 << 20
+
+
+def fit_budget(
+    compiler: Any, host: Host, stages: Any, values: Values, binding: Binding, prefetch: int, budget: int
+) -> Any:
+    """Stages whose step fits into `budget` bytes on every part; enters them into `binding`.
+
+    Keeping everything comes first, since it takes least time; then rows travel in chunks, and ever less is kept.
+
+    Raises:
+        BudgetError: none fits; on every rank.
+    """
+    rows = _largest(run_parts({s.rank: _local_rows(s) for s in binding.order.states}, host.transport))
+    trained = "joint" in stages.programs
+    everything = 0
+    best: MemoryPlan | None = None
+    for share in _SHARES if trained else (1.0,):
+        if trained:
+            stages = compiler.divide(stages, rows, share * everything if everything else math.inf)
+            schedule_stages(compiler, host, stages, values, binding, prefetch)
+            everything = everything or _kept_bytes(stages["forward"], rows)
+        worst = _largest_plan(binding, host)
+        if worst.total <= budget:
+            return stages
+        best = worst if best is None or worst.total < best.total else best
+        if share == 1.0 and compiler.exchange_in_chunks():
+            schedule_stages(compiler, host, stages, values, binding, prefetch)
+            worst = _largest_plan(binding, host)
+            if worst.total <= budget:
+                return stages
+            best = min(best, worst, key=lambda plan: plan.total)
+        if not everything:
+            break
+    assert best is not None
+    largest = ", ".join(
+        f"%{t.name} {t.nbytes} B ({t.category}{f', {t.loc}' if t.loc else ''})" for t in best.terms[:_TERMS]
+    )
+    raise BudgetError(
+        f"memory_budget: a step needs at least {best.total} B on part {best.rank} (of them {best.loaded} B loaded: "
+        f"parameters, features and structure), got {budget} B; the largest are {largest}; use more parts, a larger "
+        f"budget or a narrower model"
+    )
+
+
+def keep_if_smaller(
+    compiler: Any, host: Host, stages: Any, values: Values, binding: Binding, prefetch: int
+) -> Any:
+    """`stages`, or those that keep everything where their predicted peak is no higher: they take less time.
+
+    What is made again is there for a while, and may itself be the peak. Small graphs are left alone: the comparison
+    takes another lowering.
+    """
+    chosen = _largest_plan(binding, host)
+    if chosen.peak < _WORTH_COMPARING or not any("again" in n.meta for n in stages["joint"].graph.nodes):
+        return stages
+    everything = compiler.divide(stages, None, math.inf)
+    schedule_stages(compiler, host, everything, values, binding, prefetch)
+    if _largest_plan(binding, host).peak <= chosen.peak:
+        return everything
+    schedule_stages(compiler, host, stages, values, binding, prefetch)
+    return stages
+
+
+def _local_rows(state: PartState) -> Work:
+    mine = {**state.local_sizes(), "halo": sum(state.part.halo_sizes)}
+    return (yield AllGather(mine))
+
+
+def _largest(answers: Mapping[int, list[dict[str, int]]]) -> dict[str, int]:
+    """The largest of every number, over all parts."""
+    everyone = next(iter(answers.values()))
+    return {name: max(each.get(name, 0) for each in everyone) for name in everyone[0]}
+
+
+def _largest_plan(binding: Binding, host: Host) -> MemoryPlan:
+    """The plan of the part that needs most."""
+    plans = {p.rank: p for p in make_memory_plans(binding)}
+
+    def share(rank: int) -> Work:
+        return (yield AllGather(plans[rank].summary))
+
+    everyone = run_parts({rank: share(rank) for rank in plans}, host.transport)
+    return max(next(iter(everyone.values())), key=lambda p: (p.total, -p.rank))
+
+
+def _kept_bytes(forward: Program, rows: Mapping[str, int]) -> int:
+    sizes = forward.spaces.numbers({**{s.name: 0 for s in forward.spaces if s.kind != "concat"}, **rows})
+    kept = [n for n, o in zip(forward.returned, forward.outputs, strict=True) if o.kind == "saved"]
+    return sum(math.prod(lengths(n.meta["type"], sizes)) * n.meta["type"].dtype.itemsize for n in kept)
