@@ -123,6 +123,8 @@ class _DryExecutor(Executor):
         values = [self.env[v.name] for v in self.nodes[step.node].args[0]]
         messages = [self._allocate((sum(m.nbytes for m in each),), torch.uint8) for each in (step.sends, step.receives)]
         self.env[step.node] = [*messages, *values]
+        for message in step.sends:
+            self.sent[step.node, message.peer] += message.nbytes
         return
         yield
 
@@ -149,6 +151,7 @@ class _DryExecutor(Executor):
     def _send(self, step: ins.Send) -> Work:
         if step.what == "fetch":
             self._new_chunk(step.buffer, step.nbytes)
+        self.sent[step.call, step.peer] += step.nbytes
         return
         yield
 

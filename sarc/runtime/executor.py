@@ -262,7 +262,7 @@ class Executor:
         for key, segment in layout.segments(buffer, step.rows).items():
             axis = next(a for k, a, _, _ in layout.entries if k == key)
             table = self.env[values[key].name]
-            if axis == 0:
+            if axis == 0 and table.dtype == segment.dtype:
                 torch.index_select(table, 0, rows, out=segment)
             else:
                 segment.copy_(table.index_select(axis, rows).movedim(axis, 0))
