@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.fx as fx
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 from sarc.codegen.build import compiler, require_compiler
 from sarc.codegen.coverage import Run, require_kernels, runs
-from sarc.codegen.cuda_kernels import has_cuda_kernel
+from sarc.codegen.cuda_kernels import CudaKernel, build_ahead, compile_cuda_kernels, has_cuda_kernel
 from sarc.codegen.explain import try_emit, why_no_kernel
 from sarc.codegen.kernels import CppKernel, compile_kernels, has_kernel
+from sarc.codegen.nvcc import NO_NVCC, nvcc
 from sarc.codegen.warn_once import warn_once
 from sarc.cost import program_cost
 from sarc.errors import CodegenError, OptionError, PartitionError
@@ -62,7 +64,8 @@ from sarc.passes.partitioned.place_edge_programs import PlaceEdgePrograms
 from sarc.runtime.logs import log, logs_from_environment
 from sarc.runtime.module import CompiledModule
 
-BACKENDS = ("auto", "cpp", "reference")
+BACKENDS = ("auto", "cpp", "cuda", "reference")
+TARGETS = {"cpu": "cpp", "cuda": "cuda"}  # by type of device
 DEFAULT_BACKEND = "auto"
 DEFAULT_PLACEMENT = "auto"
 DEFAULT_OBJECTIVE = "time"
@@ -240,15 +243,40 @@ class Pipeline:
         """The program over the chosen row sets, by edge call."""
         return self.after(PlaceEdgePrograms.name, PlaceEdgePrograms(row_sets).run(program)) if row_sets else program
 
+    def target(self, device: torch.device) -> str | None:
+        """Whose kernels run on a device, "cpp" or "cuda"; None where plain torch runs everything.
+
+        Raises:
+            CodegenError: the backend makes kernels for another device, or this machine lacks nvcc for it.
+        """
+        name = TARGETS.get(device.type)
+        if self.backend == "reference" or name is None:
+            return None
+        if self.backend not in ("auto", name):
+            raise CodegenError(
+                f"backend={self.backend!r}: the model and its tensors are on {device}, which runs {name!r} kernels: "
+                f"move them with .to({'cuda' if self.backend == 'cuda' else 'cpu'!r}), or use backend='auto'"
+            )
+        if name == "cpp":
+            return name if compiler() is not None else None
+        if nvcc() is not None:
+            return name
+        if self.backend == "cuda":
+            raise CodegenError(NO_NVCC)
+        warn_once(f"{NO_NVCC.split(':')[0]}: edge programs run in plain torch on the GPU, which is slower")
+        return None
+
     def partition(
         self,
         program: Program,
         remote: frozenset[str],
         columns: Mapping[tuple[str, str | int], ColumnMap],
         choices: Sequence[Choice],
+        device: torch.device,
     ) -> Program:
-        """The program of one part, for columns known to reach other parts, the maps of all columns, and the sites."""
-        has = has_kernel if self.backend != "reference" and compiler() is not None else None
+        """The program of one part, for columns known to reach other parts, the maps of all columns, sites and device."""
+        target = self.target(device)
+        has = None if target is None else has_cuda_kernel if target == "cuda" else has_kernel
         return self._partition(program, remote, columns, choices, has, self.after)
 
     def _partition(
@@ -295,24 +323,28 @@ class Pipeline:
     ) -> Schedule:
         return build_schedule(program, rank, num_parts, columns, prefetch, self.exchange.comm_dtype)
 
-    def kernels(self, program: Program) -> dict[str, CppKernel]:
-        """Compiled edge programs of a partitioned program, by name; the others run in plain torch.
+    def kernels(self, program: Program, device: torch.device) -> dict[str, CppKernel] | dict[str, CudaKernel]:
+        """Edge programs of a partitioned program, compiled for a device, by name; the others run in plain torch.
 
         Raises:
-            CodegenError: backend "cpp", and one that should have a kernel has none.
+            CodegenError: backend "cpp" or "cuda", and one that should have a kernel has none.
         """
         programs = edge_programs(program)
         log("kernels", lambda: "\n".join(f"{program.stage} {e}: {why_no_kernel(e) or 'a kernel'}" for e in programs))
-        if self.backend == "cpp":
-            made = compile_kernels(programs)
-            require_kernels(programs, made)
-            return made
-        if self.backend == "reference" or compiler() is None:
+        target = self.target(device)
+        if target is None:
             return {}
+        if target == "cuda":
+            build_ahead(programs)
+        compile_all: Callable[..., dict[str, Any]] = compile_cuda_kernels if target == "cuda" else compile_kernels
+        if self.backend == target:
+            made = compile_all(programs)
+            require_kernels(programs, made, target)
+            return made
         made = {}
         for edges in programs:
             try:
-                made |= compile_kernels([edges])
+                made |= compile_all([edges])
             except CodegenError as error:
                 warn_once(f"a kernel could not be built, plain torch runs in its place: {error}")
         return made
@@ -339,10 +371,12 @@ class Pipeline:
         found = [(edges, try_emit(edges, target)) for edges in edge_programs(partitioned)]
         return [(edges, made if isinstance(made, str) else [s.text for s in made]) for edges, made in found]
 
-    def runs(self, program: Program, kernels: Mapping[str, CppKernel]) -> dict[str, Run]:
-        """How each edge program of a partitioned program runs, by name."""
+    def runs(self, program: Program, kernels: Mapping[str, Any], device: torch.device) -> dict[str, Run]:
+        """How each edge program of a partitioned program runs on a device, by name."""
         programs = edge_programs(program)
-        found = runs(programs, kernels, self.backend, compiler() is not None)
+        target = TARGETS.get(device.type, "cpp")
+        there, what = (nvcc(), "nvcc") if target == "cuda" else (compiler(), "C++ compiler")
+        found = runs(programs, kernels, self.backend, target, "" if there else what)
         return {edges.name: run for edges, run in zip(programs, found, strict=True)}
 
 
@@ -424,10 +458,11 @@ def compile(
             go with the process.
         prefetch: chunks of rows posted ahead of the one in use; at most 2 (1 + prefetch) are alive on a part.
         seed: of dropout and other random operators; None takes torch's initial seed. All ranks use rank 0's.
-        backend: "auto" runs each edge program as a C++ kernel where it has a scalar form (built in a fraction of a
-            second, kept in a cache), and in plain torch where it has none or the machine has no compiler, which a
-            warning says once; "cpp" raises where "auto" would fall back; "reference" runs all in plain torch. Matrix
-            products of every edge run in plain torch under each. `plan()` says how each edge program runs, and why.
+        backend: "auto" runs each edge program as a kernel where it has a scalar form, for the device of the call: C++
+            on a CPU (built in a fraction of a second, kept in a cache), CUDA on a GPU (built in seconds); and in plain
+            torch where it has none or the machine has no compiler, which a warning says once; "cpp" and "cuda" raise
+            where "auto" would fall back; "reference" runs all in plain torch. Matrix products of every edge run in
+            plain torch under each. `plan()` says how each edge program runs, and why.
         placement: where an edge program runs whose edges join rows of two parts: "dst", at the owner of its
             destination; "src", at the owner of its source; "cover", each edge at either, so that the rows that travel
             are a vertex cover of the least bytes; "auto", at whichever `objective` prices lowest. Results are the same.
@@ -455,7 +490,8 @@ def compile(
         BudgetError: at the first call, when no plan fits the budget; names the least bytes and the largest values.
         PartitionError, GraphError: partitions that do not fit the world or the call.
         OffloadError: the directory for offload cannot be used; at a call, when its disk is full.
-        CodegenError: backend "cpp" without a C++ compiler; at the first call, with an edge program that has no kernel.
+        CodegenError: backend "cpp" without a C++ compiler, "cuda" without nvcc; at the first call, with an edge program
+            that has no kernel.
         DifferenceError: with verify, when results or gradients differ by more than rounding in their dtype.
     """
     check_options(model, spaces, prefetch, seed)
@@ -474,6 +510,8 @@ def compile(
     _check_word("objective", objective, OBJECTIVES)
     if backend == "cpp":
         require_compiler()
+    if backend == "cuda" and nvcc() is None:
+        raise CodegenError(NO_NVCC)
     if backend == "auto" and compiler() is None:
         warn_once("no C++ compiler found (CXX, g++, clang++, c++): edge programs run in plain torch, which is slower")
     logs_from_environment()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch.fx as fx
 
+from sarc.codegen.cuda_kernels import cuda_sources
 from sarc.codegen.kernels import has_plain_rows, sources_of
 from sarc.codegen.views import NoKernel
 from sarc.errors import CodegenError
@@ -36,38 +37,41 @@ class Run:
         return self.how == REFERENCE and bool(self.why)
 
 
-def scalar_form(program: EdgeProgram) -> Run:
-    """How a program can run: as a kernel, unless something is in the way."""
+def scalar_form(program: EdgeProgram, target: str = "cpp") -> Run:
+    """How a program can run: as a kernel for "cpp" or "cuda", unless something is in the way."""
     product = next((n for n in program.body.nodes if _is_product(n)), None)
     if product is not None:
         return Run(BLOCKS, f"{op_name(product.target)} of every edge{_at(product, program)}")
     if not has_plain_rows(program):
         return Run(REFERENCE, f"rows that share an axis with features{_at(None, program)}")
     try:
-        sources_of(program)
+        (cuda_sources if target == "cuda" else sources_of)(program)
     except NoKernel as error:
         node = next((n for n in program.body.nodes if str(error).startswith(op_name(n.target))), None)
         return Run(REFERENCE, f"{error}{_at(node, program)}")
     return Run(KERNEL)
 
 
-def runs(programs: Sequence[EdgeProgram], kernels: Collection[str], backend: str, has_compiler: bool) -> list[Run]:
+def runs(
+    programs: Sequence[EdgeProgram], kernels: Collection[str], backend: str, target: str, lacks: str
+) -> list[Run]:
     """How each program runs.
 
     Args:
         kernels: names of those that were compiled.
         backend: of the compiled module.
-        has_compiler: whether this machine has one.
+        target: of the device that it runs on.
+        lacks: what this machine has none of, and compilation needs; "" where it has all.
     """
     if backend == "reference":
         return [Run(REFERENCE)] * len(programs)
-    return [Run(KERNEL) if p.name in kernels else _without_kernel(p, has_compiler) for p in programs]
+    return [Run(KERNEL) if p.name in kernels else _without_kernel(p, target, lacks) for p in programs]
 
 
-def require_kernels(programs: Sequence[EdgeProgram], kernels: Collection[str]) -> None:
+def require_kernels(programs: Sequence[EdgeProgram], kernels: Collection[str], target: str = "cpp") -> None:
     """CodegenError for a program that has no kernel and holds no matrix product of every edge."""
     for program in programs:
-        found = scalar_form(program) if program.name not in kernels else Run(KERNEL)
+        found = scalar_form(program, target) if program.name not in kernels else Run(KERNEL)
         if found.how == REFERENCE:
             raise CodegenError(
                 f"edge program @{program.name} over {program.space} has no kernel: {found.why}; backend='auto' runs it "
@@ -75,11 +79,11 @@ def require_kernels(programs: Sequence[EdgeProgram], kernels: Collection[str]) -
             )
 
 
-def _without_kernel(program: EdgeProgram, has_compiler: bool) -> Run:
-    found = scalar_form(program)
+def _without_kernel(program: EdgeProgram, target: str, lacks: str) -> Run:
+    found = scalar_form(program, target)
     if found.how != KERNEL:
         return found
-    return Run(REFERENCE, "its compilation failed" if has_compiler else "no C++ compiler")
+    return Run(REFERENCE, f"no {lacks}" if lacks else "its compilation failed")
 
 
 def _is_product(node: fx.Node) -> bool:

@@ -13,6 +13,8 @@ from sarc.frontends.copy_module import check_initialised
 from sarc.frontends.inputs import EDGES, GRAPH, NODES, Call, Leaf
 from sarc.ir.space import DTYPE_NAMES
 
+DEVICES = ("cpu", "cuda")
+
 
 def check_arguments(
     module: nn.Module, call: Call, rows: Mapping[str, int], named: Mapping[str, str | None]
@@ -24,7 +26,7 @@ def check_arguments(
         named: the user's `spaces=`.
 
     Raises:
-        UnsupportedModelError: a layout or dtype that programs do not hold, or another device than the CPU.
+        UnsupportedModelError: a layout or dtype that programs do not hold, or a device that they do not run on.
         GraphError: an edge_index of another dtype or layout; rows of neither nodes nor edges; `spaces=` that does not
             fit the call.
     """
@@ -112,7 +114,7 @@ def _check_some_rows(call: Call, rows: Mapping[str, int], named: Mapping[str, st
 
 
 def check_devices(module: nn.Module, call: Call) -> None:
-    """GraphError unless parameters, buffers and the call's tensors are on one device, and that is the CPU."""
+    """GraphError unless parameters, buffers and the call's tensors are on one device, one that programs run on."""
     named: list[tuple[str, Tensor]] = [(f"parameter {n}", p) for n, p in module.named_parameters()]
     named += [(f"buffer {n}", b) for n, b in module.named_buffers()]
     named += [(f"argument {leaf.name}", leaf.value) for leaf in call.leaves if leaf.value is not None]
@@ -123,12 +125,12 @@ def check_devices(module: nn.Module, call: Call) -> None:
         if tensor.device != where:
             raise GraphError(
                 f"{name} is on {tensor.device}, {first} on {where}: expected the model and all tensors of a call on "
-                f"one device; move them with .to('cpu')"
+                f"one device; move them with .to('{where}')"
             )
-    if where.type != "cpu":
+    if where.type not in DEVICES:
         raise UnsupportedModelError(
-            f"the model and its inputs are on {where}: expected cpu, the device that partitioned programs run on; use "
-            f"model.cpu() and tensor.cpu()"
+            f"the model and its inputs are on {where}: expected {' or '.join(DEVICES)}, the devices that partitioned "
+            f"programs run on; use model.cpu() and tensor.cpu()"
         )
 
 
@@ -148,7 +150,7 @@ def check_graph(call: Call, kinds: Sequence[str], held_edges: int, known: Tensor
         if value is None or value.dim() != 2 or value.dtype.is_floating_point or value.dtype == torch.bool:
             continue
         if kind == GRAPH:
-            if known is not None and value.data_ptr() != known.data_ptr() and not torch.equal(value.long(), known):
+            if known is not None and not _is_graph(value, known):
                 got = "as many others" if value.shape == known.shape else f"{value.shape[1]}"
                 raise GraphError(
                     f"argument {leaf.name}: expected the {known.shape[1]} edges that were partitioned, got {got}; "
@@ -160,6 +162,11 @@ def check_graph(call: Call, kinds: Sequence[str], held_edges: int, known: Tensor
                 f"has {held_edges} (of this process): pass the graph that was partitioned, or name the argument in "
                 f"spaces= if it is something else"
             )
+
+
+def _is_graph(value: Tensor, known: Tensor) -> bool:
+    same_memory = value.device == known.device and value.data_ptr() == known.data_ptr()
+    return same_memory or torch.equal(value.to(known.device, torch.int64), known)
 
 
 def check_ranks(shapes: Sequence[Mapping[str, tuple]], kinds: Mapping[str, str]) -> None:

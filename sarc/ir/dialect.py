@@ -146,7 +146,7 @@ def _(size):
 @torch.library.custom_op("sarc::segment_ids", mutates_args=())
 def segment_ids(lengths: Tensor, size: int) -> Tensor:
     """int64 [size]: the segment of each row, when segments of `lengths` int64 [T] rows follow one another."""
-    return torch.searchsorted(lengths.cumsum(0), torch.arange(size), right=True)
+    return torch.searchsorted(lengths.cumsum(0), torch.arange(size, device=lengths.device), right=True)
 
 
 @segment_ids.register_fake

@@ -17,7 +17,7 @@ def keyed_uniform(node: fx.Node, args: Any, row_keys: dict[str, Tensor]) -> Tens
     type_: ValueType = node.meta["type"]
     axis = type_.row_axis
     if axis is None:
-        return uniform(rng, tuple(shape), None, rng, op)
+        return uniform(rng, tuple(shape), None, next(iter(row_keys.values()), rng), op)
     dim = type_.dims[axis]
     assert isinstance(dim, Rows)
     keys = row_keys[dim.space]

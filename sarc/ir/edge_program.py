@@ -19,7 +19,7 @@ from torch import Tensor
 from sarc.ir.dialect import UNIFORM, fold_rows, start_value
 from sarc.ir.draws import keyed_uniform
 from sarc.ir.live_bytes import last_uses, live_bytes_per_row
-from sarc.ir.ops import definition, resolve_sizes
+from sarc.ir.ops import definition, placed, resolve_sizes
 from sarc.ir.space import Dim, Rows, Spaces, ValueType, lengths
 
 
@@ -120,6 +120,7 @@ class EdgeProgram:
         total: Mapping[str, int],
         keys: Mapping[str, Tensor] | None = None,
         columns: Mapping[int, Tensor] | None = None,
+        device: torch.device | None = None,
     ) -> list[Tensor]:
         """The body on one block of rows; a value is dropped after its last use.
 
@@ -130,6 +131,7 @@ class EdgeProgram:
             keys: row keys of the block under the edge space's name, for random draws.
             columns: positions that the columns of the body's own folds name, where it has such folds: the block then
                 holds every edge of its rows.
+            device: of the rows; None is the CPU.
         """
         env = dict(zip((n for n in self.body.nodes if n.op == "placeholder"), operands, strict=True))
         for node in self.body.nodes:
@@ -152,7 +154,7 @@ class EdgeProgram:
                 env[node] = rows.new_full(shape, start_value(kind, rows.dtype))
                 fold_rows(env[node], axis, columns[column], rows, kind)
             else:
-                env[node] = node.target(*args, **kwargs)
+                env[node] = node.target(*args, **(kwargs if device is None else placed(node, kwargs, device)))
             del args, kwargs
             for dead in self._last_uses.get(node, ()):
                 del env[dead]

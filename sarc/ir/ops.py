@@ -252,10 +252,13 @@ def _meta_results(node: fx.Node, spaces: Spaces) -> tuple[Tensor, ...]:
         return map_sizes(stand_ins, lambda size: size.value(spaces.surrogates))
 
     args, kwargs = surrogate(node.args), surrogate(node.kwargs)
-    if "device" in kwargs or node.target in _CREATE_ON_DEVICE:
-        kwargs = {**kwargs, "device": "meta"}
-    result = node.target(*args, **kwargs)
+    result = node.target(*args, **placed(node, kwargs, torch.device("meta")))
     return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+
+def placed(node: fx.Node, kwargs: Any, device: torch.device) -> Any:
+    """The keywords of a call, with the device of a tensor that it makes of numbers alone."""
+    return {**kwargs, "device": device} if "device" in kwargs or node.target in _CREATE_ON_DEVICE else kwargs
 
 
 def _meta_of(type_: Types, spaces: Spaces) -> Any:

@@ -63,7 +63,8 @@ def uniform(rng: Tensor, shape: tuple[int, ...], row_axis: int | None, row_keys:
         rng: int64 [2], seed and step.
         shape: of the result.
         row_axis: the axis whose entries are rows; None for a value that every part holds whole.
-        row_keys: int64 [shape[row_axis]], key of each row (ignored when `row_axis` is None).
+        row_keys: int64 [shape[row_axis]], key of each row, on the device of the result (else ignored when `row_axis` is
+            None); `rng` may be elsewhere.
         op: number of the random operator in the program, below 2^16.
 
     Returns:
@@ -75,7 +76,7 @@ def uniform(rng: Tensor, shape: tuple[int, ...], row_axis: int | None, row_keys:
     for axis, length in enumerate(shape):
         if axis != row_axis:
             features *= length
-    keys = torch.zeros(1, dtype=torch.int64) if row_axis is None else row_keys
+    keys = torch.zeros(1, dtype=torch.int64, device=row_keys.device) if row_axis is None else row_keys
     blocks = torch.arange((features + 3) // 4, device=keys.device)
     keys = keys.view(-1, 1)
     high_and_op = ((keys >> 32) & 0xFFFF) << 16 | (op & 0xFFFF)

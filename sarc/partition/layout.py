@@ -48,6 +48,11 @@ class Part:
         """H_pq for each peer q."""
         return tuple(ids.numel() for ids in self.halo_ids)
 
+    def to(self, device: torch.device) -> Part:
+        """The part with its tensors on a device."""
+        nodes, edges, index = (t.to(device) for t in (self.node_ids, self.edge_ids, self.edge_index))
+        return Part(self.rank, nodes, edges, index, tuple(ids.to(device) for ids in self.halo_ids))
+
     def locate(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Owner and position of each node in `ids`.
 

@@ -49,6 +49,7 @@ class Binding:
         schedules: schedule of each hosted part, by stage.
         kernels: compiled edge programs by name, by stage; the others run in plain torch.
         remote: names of the columns that reach other parts, by stage.
+        constants: of the captured program, on the device of its rows.
         placing: where edge programs run, and the row sets made for them.
         prologue: what is made of data, once a feature matrix; None where nothing is.
     """
@@ -60,6 +61,7 @@ class Binding:
     schedules: dict[str, list[Schedule]] = field(default_factory=dict)
     kernels: dict[str, Mapping[str, Kernel]] = field(default_factory=dict)
     remote: dict[str, frozenset[str]] = field(default_factory=dict)
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
     placing: Placing = field(default_factory=Placing)
     prologue: Prologue | None = None
 
@@ -71,7 +73,7 @@ class Binding:
 
 
 def _unchanged(now: Tensor, then: Tensor, version: int) -> bool:
-    if _version(then) != version or now.shape != then.shape or now.dtype != then.dtype:
+    if _version(then) != version or now.shape != then.shape or now.dtype != then.dtype or now.device != then.device:
         return False
     same_memory = now.data_ptr() == then.data_ptr() and now.stride() == then.stride()
     return same_memory or torch.equal(now, then)
@@ -102,17 +104,22 @@ class Structure:
     bound: list[dict[str, Tensor]]
 
 
-def make_structure(host: Host, stages, values: Values) -> Structure:
-    """Run the structure program on every hosted part."""
+def make_structure(host: Host, stages, values: Values, device: torch.device) -> Structure:
+    """Run the structure program on every hosted part, whose rows are on a device."""
     structure: Program = stages["structure"]
-    states = [_state(host, structure, rank) for rank in sorted(host.partitions.parts)]
+    states = [_state(host, structure, rank, device) for rank in sorted(host.partitions.parts)]
     order = RowOrder(host.whole, states)
-    constants = stages.captured.constants
+    constants = _placed_constants(stages, device)
     cuts = cut_inputs(structure, values, order, constants)
     bound = run_parts(
         {s.rank: run_structure(structure, s, cut) for s, cut in zip(states, cuts, strict=True)}, host.transport
     )
     return Structure(order, [bound[s.rank] for s in states])
+
+
+def _placed_constants(stages, device: torch.device) -> dict[str, Tensor]:
+    """The constants of the captured program on a device."""
+    return {name: value.to(device) for name, value in stages.captured.constants.items()}
 
 
 def measure_halos(
@@ -123,7 +130,7 @@ def measure_halos(
     The same on all parts, which all call it.
     """
     step: Program = stages["step"]
-    cuts = cut_inputs(step, values, made.order, stages.captured.constants)
+    cuts = cut_inputs(step, values, made.order, _placed_constants(stages, made.order.states[0].device))
     _map_columns(compiler, host, step, made, cuts, Placing())
     columns = made.order.states[0].columns
     wanted = [(c, t) for c, t in compiler.columns(step) if columns[c.name, t].remote]
@@ -137,7 +144,9 @@ def measure_halos(
     return found, rows[made.order.states[0].rank]
 
 
-def bind(compiler, host: Host, stages, values: Values, prefetch: int, made: Structure | None = None) -> Binding:
+def bind(
+    compiler, host: Host, stages, values: Values, prefetch: int, device: torch.device, made: Structure | None = None
+) -> Binding:
     """Run the structure program and schedule the others on every hosted part.
 
     Args:
@@ -145,18 +154,19 @@ def bind(compiler, host: Host, stages, values: Values, prefetch: int, made: Stru
         stages: programs of one variant.
         values: this process's arguments.
         prefetch: chunks posted ahead.
+        device: of this process's rows.
         made: by the structure program, where it has run.
     """
-    made = made or make_structure(host, stages, values)
+    made = made or make_structure(host, stages, values, device)
     structural = [(t, _version(t)) for t in structural_tensors(stages.programs, values)]
-    binding = Binding(structural, made.order, made.bound)
+    binding = Binding(structural, made.order, made.bound, constants=_placed_constants(stages, device))
     schedule_stages(compiler, host, stages, values, binding, prefetch)
     return binding
 
 
 def schedule_stages(compiler, host: Host, stages, values: Values, binding: Binding, prefetch: int) -> None:
     """Enter the partitioned programs of `stages`, their schedules and kernels into a binding."""
-    constants = stages.captured.constants
+    constants = binding.constants
     for stage in ("data", "forward", "backward"):
         if stage in stages.programs:
             _schedule(compiler, host, stage, stages[stage], values, constants, binding, prefetch)
@@ -165,17 +175,17 @@ def schedule_stages(compiler, host: Host, stages, values: Values, binding: Bindi
         binding.prologue = Prologue(program, schedules, binding.kernels.pop("data"))
 
 
-def _state(host: Host, structure: Program, rank: int) -> PartState:
+def _state(host: Host, structure: Program, rank: int, device: torch.device) -> PartState:
     parts = host.partitions
-    part = parts.part(rank)
+    part = host.part_on(rank, device)
     return PartState(
         part,
         structure.spaces.copy(),
         {"N": part.node_ids.numel(), "E": part.edge_ids.numel()},
         {"N": parts.num_nodes, "E": parts.num_edges},
         {"N": part.node_ids, "E": part.edge_ids},
-        parts.assignment if host.whole else None,
-        host.known.setdefault(rank, KnownColumns()),
+        host.assignment_on(device),
+        host.known.setdefault((rank, device), KnownColumns()),
     )
 
 
@@ -190,7 +200,7 @@ def cut_inputs(
         elif entry.kind == "constant":
             pieces = [constants[entry.name]] * len(order.states)
         elif entry.kind == "rows":
-            pieces = [torch.empty(s.local[entry.name], dtype=torch.uint8) for s in order.states]
+            pieces = [torch.empty(s.local[entry.name], dtype=torch.uint8, device=s.device) for s in order.states]
         else:
             continue
         for cut, piece in zip(cuts, pieces, strict=True):
@@ -225,7 +235,8 @@ def _schedule(
             bound.update(made)
         remote = _map_columns(compiler, host, program, binding, cuts, binding.placing)
     binding.remote[stage], binding.placing.programs[stage] = remote, program
-    partitioned = compiler.partition(program, remote, states[0].columns, binding.placing.choices[stage])
+    choices, device = binding.placing.choices[stage], states[0].device
+    partitioned = compiler.partition(program, remote, states[0].columns, choices, device)
     for state in states:
         state.spaces = partitioned.spaces.copy()
         binding.placing.enter_spaces(state)
@@ -233,7 +244,7 @@ def _schedule(
             if space.kind == "reach":
                 state.add_reach(space)
     binding.programs[stage] = partitioned
-    kernels = compiler.kernels(partitioned)
+    kernels = compiler.kernels(partitioned, states[0].device)
     run_parts({s.rank: check_sizes(s, bool(kernels)) for s in states}, host.transport)
     binding.kernels[stage] = kernels
     binding.schedules[stage] = [

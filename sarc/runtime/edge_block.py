@@ -93,7 +93,9 @@ def run_in_torch(
         operands = (_operand(o, table, block, start, stop) for o, table in zip(program.operands, tables, strict=True))
         sizes = {**local, program.space: stop - start}
         block_keys = {program.space: keys[block.edges(start, stop)]} if program.draws else None
-        _fold(program, block, start, stop, program.run_block(operands, sizes, total, block_keys, own), into)
+        made = program.run_block(operands, sizes, total, block_keys, own, keys.device)
+        _fold(program, block, start, stop, made, into)
+        del made
 
 
 def _operand(operand: Operand, table: Tensor, block: EdgeBlock, start: int, stop: int) -> Tensor:

@@ -124,6 +124,7 @@ class Executor:
         self.workspace = 0  # most bytes that the present instruction alone needs
         self._scratch_alive = 0
         self.keys = state.all_keys()
+        self.device = state.device
 
     def run(self) -> Work:
         """A `Work` (see `run_parts`) that returns the program's results in order."""
@@ -173,7 +174,7 @@ class Executor:
     def _into_pool(self, node: fx.Node, env):
         """A plain operator; a large result goes to memory of the pool."""
         type_ = node.meta["type"]
-        if isinstance(type_, ValueType) and type_.spaces and torch.device("cpu") == self._device(node):
+        if isinstance(type_, ValueType) and type_.spaces and self.device.type == "cpu":
             args, kwargs = resolve_sizes(
                 node, fx.map_arg(node.args, env.__getitem__), fx.map_arg(node.kwargs, env.__getitem__),
                 self.local, self.total,
@@ -181,7 +182,7 @@ class Executor:
             made = compute_into(node, args, kwargs, self.pool, lengths(type_, self.local))
             if made is not None:
                 return made
-        return run_local(node, env, self.local, self.total)
+        return run_local(node, env, self.local, self.total, self.device)
 
     def _map(self, column: fx.Node, dim) -> ColumnMap:
         if isinstance(dim, Rows) and self.program.spaces[dim.space].kind == "reach":
@@ -210,7 +211,7 @@ class Executor:
     # --- messages
 
     def _allocate(self, lengths: Sequence[int], dtype: torch.dtype) -> Tensor:
-        return self.pool.empty(lengths, dtype)
+        return self.pool.empty(lengths, dtype, self.device)
 
     def _new_chunk(self, name: str, nbytes: int) -> Tensor:
         self.chunks[name] = self._allocate((nbytes,), torch.uint8)
@@ -316,12 +317,11 @@ class Executor:
 
     def _begin(self, step: ins.Begin) -> Work:
         edges: EdgeProgram = self.nodes[step.call].args[0]
-        device = self._device(self.nodes[step.call])
         fresh = self._is_fresh(self.nodes[step.call])
         self.env[step.call] = [
-            self.pool.empty(lengths(r.type, self.local), r.type.dtype)
+            self.pool.empty(lengths(r.type, self.local), r.type.dtype, self.device)
             if fresh and r.kind != "contract"
-            else new_accumulator(r, self.local, device, self.pool.empty if device.type == "cpu" else None)
+            else new_accumulator(r, self.local, self.device, self.pool.empty if self.device.type == "cpu" else None)
             for r in edges.results
         ]
         return
@@ -332,9 +332,6 @@ class Executor:
         edges: EdgeProgram = node.args[0]
         alone = edges.remote is None or not self._remote_map(node).remote
         return alone and edges.name in self.kernels and (self.local[edges.space] > 0 or bool(edges.own_columns))
-
-    def _device(self, node: fx.Node) -> torch.device:
-        return next((self.env[v.name].device for v in node.all_input_nodes), torch.device("cpu"))
 
     def _run_block(self, step: ins.RunBlock) -> Work:
         node = self.nodes[step.call]
@@ -372,13 +369,13 @@ class Executor:
             self.workspace = sub_block_bytes(edges, block.length)
             run_in_torch(edges, block, tables, into, keys, self.local, self.total)
         else:
-            traversals = self._traversals(kernel, block, chunk, keys.device)
+            traversals = self._traversals(kernel, block, chunk)
             kernel.launch(traversals, tables, into, keys, chunk is None, self._scratch)
         return
         yield
 
     def _scratch(self, lengths: Sequence[int], dtype: torch.dtype) -> Tensor:
-        made = self.pool.empty(lengths, dtype)
+        made = self.pool.empty(lengths, dtype, self.device)
         if self.recorder is not None:
             self._scratch_changes(made.nbytes)
             weakref.finalize(made, self._scratch_changes, -made.nbytes)
@@ -403,9 +400,7 @@ class Executor:
         start = owned + column.halo_start(step.peer, step.chunk)
         return table.narrow(axis, start, column.needs[step.peer][step.chunk])
 
-    def _traversals(
-        self, kernel: Kernel, block: EdgeBlock, chunk: Block | None, device: torch.device
-    ) -> list[object]:
+    def _traversals(self, kernel: Kernel, block: EdgeBlock, chunk: Block | None) -> list[object]:
         """The block's edges in each order that the kernel visits them, made once a graph for all who need them."""
         state = self.state
         kept = state.known.traversals(block.maps.values()) if block.maps else state.known.without_columns
@@ -418,7 +413,7 @@ class Executor:
             if key not in kept:
                 targets = {c: block.targets(c) for c in block.maps}
                 rows = None if chunk is not None or order is None else block.named_rows[order]
-                kept[key] = kernel.traverse(order, block.rows, block.length, targets, rows, device)
+                kept[key] = kernel.traverse(order, block.rows, block.length, targets, rows, self.device)
             found.append(kept[key])
         return found
 
@@ -455,7 +450,7 @@ class Executor:
             result = edges.results[key]
             assert result.axis is not None
             if segment.dtype != result.type.dtype:  # folded as it is, narrowed when it is sent
-                share = torch.empty(segment.shape, dtype=result.type.dtype)
+                share = torch.empty(segment.shape, dtype=result.type.dtype, device=self.device)
                 self.narrowed.setdefault(step.partial, []).append((segment, share))
                 segment = share
             segment.fill_(start_value(result.fold, segment.dtype))

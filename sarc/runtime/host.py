@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sarc.errors import PartitionError, UnsupportedModelError
-from sarc.partition.layout import Partitions
+from sarc.partition.layout import Part, Partitions
 from sarc.partition.shard import ranks_of_process
 from sarc.runtime.known_columns import KnownColumns
 from sarc.runtime.transport import Transport, gather_objects, run_collective
@@ -27,14 +27,31 @@ class Host:
         transport: reaches the others.
         whole: whether tensors of this process have the whole graph's rows, in the graph's order.
         zero_in_degree: whether some node of the whole graph has no in-edge.
-        known: columns that each hosted part has mapped.
+        known: columns that each hosted part has mapped, by part and device.
+        moved: parts, and the owners of nodes (under -1), on other devices than the CPU, by part and device.
     """
 
     partitions: Partitions
     transport: Transport
     whole: bool
     zero_in_degree: bool
-    known: dict[int, KnownColumns] = field(default_factory=dict)
+    known: dict[tuple[int, torch.device], KnownColumns] = field(default_factory=dict)
+    moved: dict[tuple[int, torch.device], Any] = field(default_factory=dict)
+
+    def part_on(self, rank: int, device: torch.device) -> Part:
+        """A hosted part with its tensors on a device; moved once."""
+        part = self.partitions.part(rank)
+        return part if device.type == "cpu" else self._moved(rank, device, part)
+
+    def assignment_on(self, device: torch.device) -> Tensor | None:
+        """The owner of every node when this process holds the whole graph, on a device."""
+        owners = self.partitions.assignment if self.whole else None
+        return owners if device.type == "cpu" or owners is None else self._moved(-1, device, owners)
+
+    def _moved(self, rank: int, device: torch.device, what: Any) -> Any:
+        if (rank, device) not in self.moved:
+            self.moved[rank, device] = what.to(device)
+        return self.moved[rank, device]
 
     @property
     def rows(self) -> dict[str, int]:

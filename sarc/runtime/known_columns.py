@@ -65,7 +65,8 @@ class KnownColumns:
     def reach(self, column: ColumnMap, owned: int) -> ColumnMap:
         """A column that reaches other parts, as positions among `owned` rows followed by the halo's; made once."""
         if column not in self._reaches:
-            index = torch.empty(sum(b.rows.numel() for b in column.blocks), dtype=torch.int64)
+            length = sum(b.rows.numel() for b in column.blocks)
+            index = torch.empty(length, dtype=torch.int64, device=column.blocks[0].rows.device)
             for k, block in enumerate(column.blocks):
                 start = owned + column.halo_start(block.peer, block.chunk) if k else 0  # the first is the part's own
                 index[block.rows] = block.index + start

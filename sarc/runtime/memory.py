@@ -22,6 +22,7 @@ from torch import Tensor
 SMALLEST = 1 << 20
 _ALIGNMENT = 1 << 21  # of huge pages
 _SLACK = 1.5
+_CPU = torch.device("cpu")
 
 
 class Source(Protocol):
@@ -75,11 +76,11 @@ class Pool:
         for block in list(self._used.values()):
             self._source.rest(block)
 
-    def empty(self, lengths: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor; small ones are ordinary tensors."""
+    def empty(self, lengths: Sequence[int], dtype: torch.dtype, device: torch.device = _CPU) -> Tensor:
+        """An uninitialised tensor; small ones are ordinary tensors, and those of a GPU, whose memory torch keeps."""
         nbytes = math.prod(lengths) * dtype.itemsize
-        if nbytes < SMALLEST:
-            return torch.empty(lengths, dtype=dtype)
+        if nbytes < SMALLEST or device.type != "cpu":
+            return torch.empty(lengths, dtype=dtype, device=device)
         block = self._take(nbytes)
         lease = (ctypes.c_uint8 * nbytes).from_buffer(block, _aligned(block, nbytes))
         # The storage keeps `lease` alive, and nothing else does.

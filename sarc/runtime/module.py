@@ -102,9 +102,11 @@ class CompiledModule(nn.Module):
         settled, is_bound, has_data = self._agreement.settle(
             note, problem, bound, has_data, draws, partial(self._decide, call)
         )
-        self._compiler.check_graph(call, settled.kinds, self._placed.rows["E"], self._placed.edge_index)
+        if not is_bound:  # else it is the graph that was checked then
+            self._compiler.check_graph(call, settled.kinds, self._placed.rows["E"], self._placed.edge_index)
         arguments, values = self._arguments(call, settled.kinds)
-        variant = self._variants.get(self.model, self._placed, call, settled, arguments, values, is_bound)
+        device = self._device(call)
+        variant = self._variants.get(self.model, self._placed, call, settled, arguments, values, device, is_bound)
         self._last = variant
         if self._comparisons is None or variant.number in self._comparisons:
             return self._run(variant, values, draws, has_data)
@@ -134,8 +136,10 @@ class CompiledModule(nn.Module):
         if torch.is_grad_enabled():
             wrt += [("param", n) for n, p in self.model.named_parameters() if p.requires_grad]
             wrt += [("arg", x.name) for x in call.leaves if x.value is not None and x.value.requires_grad]
-        cast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
+        device = self._device(call).type
+        cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
         header = (
+            ("the device", device),
             ("the arguments", str(call.static)),
             ("training mode", str(self.training)),
             ("gradient mode", str(torch.is_grad_enabled())),
@@ -145,6 +149,12 @@ class CompiledModule(nn.Module):
             ("a plain attribute of a submodule (by digest)", plain_attributes(self.model)),
         )
         return Note(None, header, tuple(leaves), tuple(wrt))
+
+    def _device(self, call) -> torch.device:
+        """Where the model and all tensors of a call are."""
+        values = [leaf.value for leaf in call.leaves if leaf.value is not None]
+        found = [*values, *self.model.parameters(), *self.model.buffers()]
+        return found[0].device if found else torch.device("cpu")
 
     def _bound(self, call, note: Note) -> tuple[int, bool]:
         """Number of the variant that this call will use if all goes as the last time, when it is bound already, and

@@ -47,6 +47,11 @@ class PartState:
     def rank(self) -> int:
         return self.part.rank
 
+    @property
+    def device(self) -> torch.device:
+        """Where its rows are."""
+        return self.part.node_ids.device
+
     def local_sizes(self) -> dict[str, int]:
         return self.spaces.numbers(self.local)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.fx as fx
 
 from sarc.ir.collective import all_reduce
@@ -156,7 +157,7 @@ def placement_lines(stage: str, choice: Choice) -> list[str]:
     return lines
 
 
-Runs = Callable[[Program, Mapping[str, Any]], Mapping[str, Any]]
+Runs = Callable[[Program, Mapping[str, Any], torch.device], Mapping[str, Any]]
 
 
 def log_binding(binding: Binding, cost: Callable[[Program], Any], runs: Runs) -> None:
@@ -172,14 +173,14 @@ def make_plan(binding: Binding, cost: Callable[[Program], Any], runs: Runs) -> P
 
     Args:
         cost: gives the formulas of a program.
-        runs: says how a program's edge programs run, by name, given those that have kernels.
+        runs: says how a program's edge programs run, by name, given those that have kernels, on a device.
     """
     states = binding.order.states
     edges: list[EdgePlan] = []
     exchanges: list[ExchangePlan] = []
     reduces: dict[str, tuple[int, int]] = {}
     for stage, program in binding.programs.items():
-        how = runs(program, binding.kernels[stage])
+        how = runs(program, binding.kernels[stage], states[0].device)
         for node in program.graph.nodes:
             if node.target is edge_call:
                 edges.append(_edge_plan(stage, node, binding, states, how[node.args[0].name]))

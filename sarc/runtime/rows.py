@@ -66,13 +66,13 @@ class RowOrder:
             starts = [0]
             for k in keys:
                 starts.append(starts[-1] + k.numel())
-            return [torch.arange(a, b) for a, b in itertools.pairwise(starts)]
+            return [torch.arange(a, b, device=keys[0].device) for a, b in itertools.pairwise(starts)]
         if all(s.spaces[space].kind in ("nodes", "edges") for s in self.states):
             return keys
         # Ascending keys is the order of the rows in the whole graph.
         everything = torch.cat(keys)
         rank = torch.empty_like(everything)
-        rank[everything.argsort()] = torch.arange(everything.numel())
+        rank[everything.argsort()] = torch.arange(everything.numel(), device=everything.device)
         return list(rank.split([k.numel() for k in keys]))
 
 

@@ -118,7 +118,7 @@ class Step:
         }
         # Here and not in the executors: parts are stepped in turn, and modes set inside one would leak into the others.
         # The casts of autocast are in the program already.
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with torch.no_grad(), torch.autocast(states[0].device.type, enabled=False):
             results = run_parts(works, self.transport)
         return [results[s.rank] for s in states]
 
@@ -128,7 +128,7 @@ class Step:
 
     def _inputs(self, program: Program) -> list[dict[str, Tensor]]:
         binding = self.binding
-        cuts = cut_inputs(program, self.values, binding.order, self.stages.captured.constants)
+        cuts = cut_inputs(program, self.values, binding.order, binding.constants)
         pieces: list[dict[str, Tensor]] = [{} for _ in cuts]
         for node, entry in zip(program.placeholders, program.inputs, strict=True):
             if entry.kind in ("param", "buffer"):

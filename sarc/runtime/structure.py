@@ -19,7 +19,7 @@ from sarc.errors import GraphError
 from sarc.ir.call import location
 from sarc.ir.dialect import GATHER, REDUCE, ROW_IDS, SEGMENT_IDS, SELECT_ROWS, fold_rows, start_value
 from sarc.ir.edge_program import contract_kind
-from sarc.ir.ops import contracted, resolve_sizes
+from sarc.ir.ops import contracted, placed, resolve_sizes
 from sarc.ir.program import Input, Program
 from sarc.ir.space import Rows
 from sarc.partition.columns import ColumnMap
@@ -60,14 +60,14 @@ def run_structure(program: Program, state: PartState, values: Mapping[Input, Ten
             run = _gather if node.target is GATHER else _reduce
             env[node] = yield from run(node, env, maps[key], state)
         else:
-            env[node] = run_local(node, env, state.local_sizes(), state.total_sizes())
+            env[node] = run_local(node, env, state.local_sizes(), state.total_sizes(), state.device)
         if isinstance(env[node], Tensor) and contracted(node, node.meta["type"]):
             env[node] = yield AllReduce(env[node], contract_kind(node))
     return {out.name: env[node] for node, out in zip(program.returned, program.outputs, strict=True)}
 
 
-def run_local(node: fx.Node, env, local: Mapping[str, int], total: Mapping[str, int]):
-    """One operator on the rows at hand."""
+def run_local(node: fx.Node, env, local: Mapping[str, int], total: Mapping[str, int], device: torch.device):
+    """One operator on the rows at hand, which are on a device."""
     args, kwargs = resolve_sizes(
         node, fx.map_arg(node.args, env.__getitem__), fx.map_arg(node.kwargs, env.__getitem__), local, total
     )
@@ -77,8 +77,8 @@ def run_local(node: fx.Node, env, local: Mapping[str, int], total: Mapping[str, 
         if kind != "sum":
             type_ = node.meta["type"]
             start = start_value({"max": "amax", "min": "amin"}[kind], type_.dtype)
-            return torch.full(list(type_.dims), start, dtype=type_.dtype, device=first.device)
-    return node.target(*args, **kwargs)
+            return torch.full(list(type_.dims), start, dtype=type_.dtype, device=device)
+    return node.target(*args, **placed(node, kwargs, device))
 
 
 def _segment_ids(node: fx.Node, env, state: PartState) -> Work:
@@ -87,12 +87,13 @@ def _segment_ids(node: fx.Node, env, state: PartState) -> Work:
     (held,), (rows,) = lengths.meta["type"].dims, node.meta["type"].dims
     lengths = env[lengths]
     if isinstance(held, Rows):
-        everyone = yield AllGather((state.row_keys(held.space), lengths))
+        everyone = yield AllGather((state.row_keys(held.space).cpu(), lengths.cpu()))
         lengths = torch.cat([theirs for _, theirs in everyone])[torch.cat([ids for ids, _ in everyone]).argsort()]
+        lengths = lengths.to(state.device)
     total = state.total_sizes()[rows.space] if isinstance(rows, Rows) else size
     if int(lengths.sum()) != total:
         raise GraphError(f"{location(node)}segment lengths add up to {int(lengths.sum())}: expected {total}, one a row")
-    keys = state.row_keys(rows.space) if isinstance(rows, Rows) else torch.arange(total)
+    keys = state.row_keys(rows.space) if isinstance(rows, Rows) else torch.arange(total, device=state.device)
     return torch.searchsorted(lengths.cumsum(0), keys, right=True)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 import torch.fx as fx
 from torch import Tensor, nn
 
@@ -67,19 +68,21 @@ class Compiler(Protocol):
 
     def place(self, program: Program, row_sets: Any) -> Program: ...
 
-    def partition(self, program: Program, remote: frozenset[str], columns: Any, choices: Any) -> Program: ...
+    def partition(
+        self, program: Program, remote: frozenset[str], columns: Any, choices: Any, device: torch.device
+    ) -> Program: ...
 
     def exchange_in_chunks(self) -> bool: ...
 
     def columns(self, program: Program) -> list[tuple[fx.Node, str | int]]: ...
 
-    def kernels(self, program: Program) -> Any: ...
+    def kernels(self, program: Program, device: torch.device) -> Any: ...
 
     def sources(
         self, program: Program, remote: frozenset[str], columns: Any, choices: Any, target: str
     ) -> list[tuple[Any, list[str] | str]]: ...
 
-    def runs(self, program: Program, kernels: Any) -> Any: ...
+    def runs(self, program: Program, kernels: Any, device: torch.device) -> Any: ...
 
     def cost(self, program: Program) -> Any: ...
 
@@ -137,11 +140,20 @@ class Variants:
         return self._by_key.get(_key(settled, arguments))
 
     def get(
-        self, model: nn.Module, host: Host, call, settled: Settled, arguments: tuple, values: Values, is_bound: bool
+        self,
+        model: nn.Module,
+        host: Host,
+        call,
+        settled: Settled,
+        arguments: tuple,
+        values: Values,
+        device: torch.device,
+        is_bound: bool,
     ) -> Variant:
         """The variant for a call, bound to its structure; every rank calls it alike.
 
         Args:
+            device: of the call's tensors.
             is_bound: whether every rank has the variant bound to this call's structure already.
         """
         key = _key(settled, arguments)
@@ -150,10 +162,10 @@ class Variants:
             variant = None  # Numbers taken from structural tensors were baked in: ask again.
         made = None
         if variant is None:
-            variant, made = self._compile(model, host, call, settled.wrt, arguments, values)
+            variant, made = self._compile(model, host, call, settled.wrt, arguments, values, device)
             self._by_key[key] = variant
         if variant.binding is None or not is_bound:
-            variant.binding = bind(self.compiler, host, variant.stages, values, self.prefetch, made)
+            variant.binding = bind(self.compiler, host, variant.stages, values, self.prefetch, device, made)
             place = (self.compiler, host, variant.stages, values, variant.binding, self.prefetch)
             if self.memory_budget is not None:
                 variant.stages = fit_budget(*place, self.memory_budget)
@@ -163,7 +175,7 @@ class Variants:
         return variant
 
     def _compile(
-        self, model, host: Host, call, wrt: frozenset[Input], arguments: tuple, values: Values
+        self, model, host: Host, call, wrt: frozenset[Input], arguments: tuple, values: Values, device: torch.device
     ) -> tuple[Variant, Structure]:
         """A new variant, and what its structure program made."""
         answers: list[object] = []
@@ -172,8 +184,8 @@ class Variants:
             stages = self.compiler.front(model, arguments, call.rebuild(host.zero_in_degree), answers, counts)
             if not stages.captured.question:
                 break
-            answers.append(self._answer(stages, host, values))
-        made = make_structure(host, stages, values)
+            answers.append(self._answer(stages, host, values, device))
+        made = make_structure(host, stages, values, device)
         halos, rows = measure_halos(self.compiler, host, stages, values, made)
         stages = self.compiler.back(stages, wrt & frozenset(stages["step"].inputs), halos, rows)
         stages.captured_answers.extend(answers)
@@ -182,7 +194,7 @@ class Variants:
         outputs = stages["backward"].outputs if "backward" in stages.programs else ()
         return Variant(self._made, stages, tuple(by_text[o.name] for o in outputs)), made
 
-    def _answer(self, stages, host: Host, values: Values) -> object:
+    def _answer(self, stages, host: Host, values: Values, device: torch.device) -> object:
         """The value of a number that the model takes from a tensor, when it depends on structure alone."""
         step = stages["step"]
         result = step.returned[0]
@@ -195,7 +207,7 @@ class Variants:
                 f"control flow cannot be compiled; use torch.where, or compute the number outside the model "
                 f"and pass it as an argument"
             )
-        binding = bind(self.compiler, host, stages, values, self.prefetch)
+        binding = bind(self.compiler, host, stages, values, self.prefetch, device)
         value = binding.bound[0][entry.name] if entry.kind == "bound" else values[entry]
         assert value is not None
         return value.item() if value.numel() == 1 else value.tolist()

@@ -30,8 +30,9 @@ class WholeExchange:
 
     def __init__(self, layout: ChunkLayout, column: ColumnMap, owned: int, values: Sequence[Tensor], step: AllToAll):
         self.layout, self.column, self.owned, self.values, self.step = layout, column, owned, values, step
-        self.sent = torch.empty(sum(m.nbytes for m in step.sends), dtype=torch.uint8)
-        self.received = torch.empty(sum(m.nbytes for m in step.receives), dtype=torch.uint8)
+        device = values[0].device
+        self.sent = torch.empty(sum(m.nbytes for m in step.sends), dtype=torch.uint8, device=device)
+        self.received = torch.empty(sum(m.nbytes for m in step.receives), dtype=torch.uint8, device=device)
         axes = {key: axis for key, axis, _, _ in layout.entries}
         for message, segments in self._segments(step.sends, self.sent):
             for key, segment in segments.items():
@@ -57,7 +58,7 @@ class WholeExchange:
             axis = self._axis(key)
             shape = list(value.shape)
             shape[axis] = self.owned + self.column.halo_rows
-            table = pool.empty(shape, value.dtype)
+            table = pool.empty(shape, value.dtype, value.device)
             table.narrow(axis, 0, self.owned).copy_(value)
             found.append(table)
         for message, segments in self._segments(self.step.receives, self.received):
