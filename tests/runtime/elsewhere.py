@@ -1,4 +1,4 @@
-"""A device that is none: tensors that say they are on "xla", and refuse to meet tensors of the CPU as a GPU's would.
+"""A device that is none: tensors that say they are on "elsewhere", and refuse to meet tensors of the CPU as a GPU's would.
 
 Inside are CPU tensors. Operators that make tensors, move them or take tensors of both devices behave as on a machine
 with a GPU: what a program makes on the wrong device raises at the operator that meets it.
@@ -10,10 +10,19 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+import torch.utils.backend_registration
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-DEVICE = torch.device("xla", 0)
+
+
+class _Module(torch.utils.backend_registration._DummyBackendModule):
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16]
+
+
+torch.utils.backend_registration._setup_privateuseone_for_python_backend("elsewhere", _Module())
+DEVICE = torch.device("elsewhere", 0)
 
 
 class Elsewhere(Tensor):
@@ -60,11 +69,11 @@ def dispatch(func, args: Any, kwargs: dict[str, Any]) -> Any:
     if func is torch.ops.aten.copy_.default:
         on_device = isinstance(args[0], Elsewhere)
     plain_args, plain = pytree.tree_map_only(Elsewhere, lambda x: x.inside, (args, kwargs))
-    if wanted is not None:
+    if wanted is not None and on_device:
         plain = {**plain, "device": torch.device("cpu")}
     given = {id(x.inside): x for x in there}
     result = func(*plain_args, **plain)
-    wrap = lambda x: given.get(id(x), None) or (Elsewhere(x) if on_device else x)  # noqa: E731
+    wrap = lambda x: given[id(x)] if id(x) in given else Elsewhere(x) if on_device else x  # noqa: E731
     return pytree.tree_map_only(Tensor, wrap, result)
 
 
