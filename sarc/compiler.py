@@ -274,7 +274,7 @@ class Pipeline:
         choices: Sequence[Choice],
         device: torch.device,
     ) -> Program:
-        """The program of one part, for columns known to reach other parts, the maps of all columns, sites and device."""
+        """The program of one part, for columns known to reach other parts, maps of all columns, sites, a device."""
         target = self.target(device)
         has = None if target is None else has_cuda_kernel if target == "cuda" else has_kernel
         return self._partition(program, remote, columns, choices, has, self.after)

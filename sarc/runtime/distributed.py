@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from sarc.errors import PartitionError
+from sarc.runtime.transport import carrier
 
 
 def init_distributed(backend: str = "gloo", timeout: float = 300.0) -> None:
@@ -18,7 +19,8 @@ def init_distributed(backend: str = "gloo", timeout: float = 300.0) -> None:
     The store is scoped by the restart count of the job: addresses that a killed attempt left behind are never read.
 
     Args:
-        backend: of torch.distributed.
+        backend: of torch.distributed: "gloo" carries tensors of any device through the CPU; "nccl" is for one GPU a
+            rank, which becomes the rank's current device.
         timeout: seconds until a collective or a message that a peer never joins raises.
 
     Raises:
@@ -33,6 +35,8 @@ def init_distributed(backend: str = "gloo", timeout: float = 300.0) -> None:
             f"torchrun --standalone --nproc-per-node P script.py, or run in one process without it"
         )
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if backend == "nccl":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % max(1, torch.cuda.device_count()))
     limit = datetime.timedelta(seconds=timeout)
     # Under torchrun the agent owns the store; its port serves every attempt of the job.
     owns = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -52,14 +56,16 @@ def all_reduce_gradients(module: nn.Module) -> None:
     if not dist.is_initialized():
         return
     parameters = [p for p in module.parameters() if p.requires_grad]
-    has = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
+    has = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=carrier())
     dist.all_reduce(has, dist.ReduceOp.MAX)
     for parameter, present in zip(parameters, has.tolist(), strict=True):
         if not present:
             continue
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        dist.all_reduce(parameter.grad)
+        whole = parameter.grad.to(carrier())
+        dist.all_reduce(whole)
+        parameter.grad.copy_(whole)
 
 
 def available_backends() -> dict[str, bool]:

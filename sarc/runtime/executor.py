@@ -363,7 +363,7 @@ class Executor:
             if result.kind == "reduce" and result.column == edges.remote and chunk is not None:
                 whole = partial[k] if k in partial else self._reached(node, result, result.type, whole, step)
             into.append(whole)
-        keys = self.keys.get(edges.space, _NO_KEYS)
+        keys = self.keys.get(edges.space, _NO_KEYS).to(self.device)
         kernel = self.kernels.get(edges.name)
         if kernel is None:
             self.workspace = sub_block_bytes(edges, block.length)

@@ -15,7 +15,7 @@ from sarc.errors import PartitionError, UnsupportedModelError
 from sarc.partition.layout import Part, Partitions
 from sarc.partition.shard import ranks_of_process
 from sarc.runtime.known_columns import KnownColumns
-from sarc.runtime.transport import Transport, gather_objects, run_collective
+from sarc.runtime.transport import Transport, carrier, gather_objects, run_collective
 
 
 @dataclass(frozen=True)
@@ -188,6 +188,6 @@ def _broadcast(model: nn.Module) -> None:
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             if not isinstance(tensor, nn.parameter.UninitializedParameter):
-                whole: Any = tensor.detach().contiguous()
+                whole: Any = tensor.detach().to(carrier()).contiguous()
                 run_collective("broadcast of parameters", partial(dist.broadcast, whole, src=0))
                 tensor.copy_(whole)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sarc.errors import GraphError, SarcError
 from sarc.runtime.agreement import error_of
-from sarc.runtime.transport import gather_objects, run_collective
+from sarc.runtime.transport import carrier, gather_objects, run_collective
 
 
 def mean(per_row: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -142,7 +142,9 @@ def _mean(per_row: Callable[[], Tensor], like: Tensor) -> Tensor:
     # One message carries the sum, the count and whether any rank has failed. float64 adds in the ranks' order without
     # a rounding that float32 would show.
     numbers = torch.stack([share.detach().double(), *share.new_tensor([count, problem is not None]).double()])
-    run_collective("all-reduce of a loss", lambda: dist.all_reduce(numbers))
+    carried = numbers.to(carrier())
+    run_collective("all-reduce of a loss", lambda: dist.all_reduce(carried))
+    numbers = carried.to(numbers.device)
     if numbers[2] > 0:
         _raise_together(problem)
     return _GlobalMean.apply(share, numbers)

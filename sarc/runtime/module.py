@@ -345,12 +345,12 @@ class CompiledModule(nn.Module):
         partitions = self._host.partitions
         ids = torch.cat([partitions.parts[p].node_ids for p in sorted(partitions.parts)])
         everyone: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == dst else None
-        run_collective("gather", partial(dist.gather_object, (ids, rows.detach()), everyone, dst=dst))
+        run_collective("gather", partial(dist.gather_object, (ids, rows.detach().cpu()), everyone, dst=dst))
         if everyone is None:
             return None
         whole = rows.new_empty((partitions.num_nodes, *rows.shape[1:]))
         for theirs, values in everyone:
-            whole[theirs] = values
+            whole[theirs.to(whole.device)] = values.to(whole.device)
         return whole
 
 

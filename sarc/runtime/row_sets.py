@@ -97,9 +97,9 @@ def _cover(crossing: Crossing, weights: tuple[int, int]) -> tuple[Travel, Tensor
     """What travels by a cover, and which edges run at the far rows' owner: those whose far row does not travel."""
     edges = crossing.rows.numel()
     if not crossing.num_near:
-        return Travel(0, 0, edges, edges), torch.ones(edges, dtype=torch.bool)
-    cover = minimum_cover(crossing.far, crossing.near, crossing.num_far, crossing.num_near, weights)
-    moved = ~cover.far[crossing.far]
+        return Travel(0, 0, edges, edges), torch.ones(edges, dtype=torch.bool, device=crossing.rows.device)
+    cover = minimum_cover(crossing.far.cpu(), crossing.near.cpu(), crossing.num_far, crossing.num_near, weights)
+    moved = ~cover.far.to(crossing.far.device)[crossing.far]
     # Only what edges use: of an edge with both ends in the cover, the far row travels.
     near = crossing.near[moved].unique().numel()
     return Travel(crossing.far[~moved].unique().numel(), near, int(moved.sum()), edges), moved
@@ -127,7 +127,7 @@ def make_row_set(state: PartState, row_set: RowSet, known: Crossings, values: Ma
     space, kind = row_set.site.ends.space, row_set.site.name
     out = _leaving(row_set.site, known)
     keys = state.row_keys(space)
-    stays = torch.ones(keys.numel(), dtype=torch.bool)
+    stays = torch.ones(keys.numel(), dtype=torch.bool, device=keys.device)
     for rows in out.values():
         stays[rows] = False
     kept = stays.nonzero().view(-1) if kind != "moved" else keys[:0]

@@ -102,6 +102,43 @@ class _Sent:
         self.work = None
 
 
+class _Staged(_Sent):
+    """A message of a tensor that the process group does not carry: it travels as a copy on another device."""
+
+    def __init__(self, sent: _Sent, copy: Tensor, into: Tensor | None):
+        super().__init__(None, sent.what)
+        self.sent, self.copy, self.into = sent, copy, into
+        self.finished = False
+
+    def done(self) -> bool:
+        return self.finished
+
+    def block(self) -> None:
+        if self.finished:
+            return
+        self.sent.block()
+        if self.into is not None:
+            self.into.copy_(self.copy)
+        self.finished = True
+
+
+class _Queued(_Sent):
+    """A message that leaves with others: those of one pair of processes pass each other in one call only."""
+
+    def __init__(self, flush: Callable[[], None], what: str):
+        super().__init__(None, what)
+        self.flush, self.finished = flush, False
+
+    def done(self) -> bool:
+        return self.finished
+
+    def block(self) -> None:
+        if not self.finished:
+            self.flush()
+            super().block()
+            self.finished = True
+
+
 class _AllToAll(_Sent):
     """An all-to-all of a process group. What fails it does not say whose fault it is: the ranks call the roll."""
 
@@ -192,6 +229,9 @@ class Transport:
         self.sent_bytes = 0
         self.sent_messages = 0
         self.all_reduce_bytes = 0
+        # NCCL knows no tags, and of two messages of one pair the first posted goes first: they are posted together.
+        self.together = self.distributed and dist.get_backend(group) == "nccl"
+        self._queue: list[tuple[dist.P2POp, _Queued]] = []
         self._posted: dict[tuple[int, int, int], deque[_LocalMessage]] = defaultdict(deque)
         self._receiving: dict[tuple[int, int, int], deque[_LocalMessage]] = defaultdict(deque)
 
@@ -210,8 +250,7 @@ class Transport:
             self._posted[src, dst, run].append(message)
             self._match((src, dst, run))
             return message
-        work = dist.isend(buffer, self.process_of[dst], self.group, self._tag(src, dst, run))
-        return _Sent(work, f"send {what}")
+        return self._post(dist.isend, buffer, self.process_of[dst], self._tag(src, dst, run), f"send {what}")
 
     def receive(self, src: int, dst: int, buffer: Tensor, what: str, run: int = 0) -> Handle:
         """Post `buffer` for the next message from part `src` to part `dst` (hosted here)."""
@@ -221,8 +260,33 @@ class Transport:
             self._receiving[src, dst, run].append(message)
             self._match((src, dst, run))
             return message
-        work = dist.irecv(buffer, self.process_of[src], self.group, self._tag(src, dst, run))
-        return _Sent(work, f"receive {what}")
+        return self._post(dist.irecv, buffer, self.process_of[src], self._tag(src, dst, run), f"receive {what}")
+
+    def _post(self, op: Callable[..., Any], buffer: Tensor, process: int, tag: int, what: str) -> _Sent:
+        """Post a message of another process, at once or with the others that are posted before the next wait."""
+        carried = self._carried(buffer, copied=op is dist.isend)
+        if self.together:
+            sent: _Sent = _Queued(self.flush, what)
+            self._queue.append((dist.P2POp(op, carried, process, self.group, tag), sent))  # type: ignore[arg-type]
+        else:
+            sent = _Sent(op(carried, process, self.group, tag), what)
+        return sent if carried is buffer else _Staged(sent, carried, buffer if op is dist.irecv else None)
+
+    def _carried(self, buffer: Tensor, copied: bool) -> Tensor:
+        """A buffer where the process group carries it: itself, or one of its size (with its content)."""
+        where = carrier(self.group)
+        if buffer.device.type == where.type:
+            return buffer
+        return buffer.to(where) if copied else torch.empty_like(buffer, device=where)
+
+    def flush(self) -> None:
+        """Post what is queued, in one call."""
+        queue, self._queue = self._queue, []
+        if not queue:
+            return
+        works = dist.batch_isend_irecv([op for op, _ in queue])
+        for k, (_, message) in enumerate(queue):
+            message.work = works[min(k, len(works) - 1)]
 
     def all_to_all(
         self, part: int, step: AllToAll, sent: Tensor, received: Tensor, what: str, run: int = 0
@@ -251,8 +315,11 @@ class Transport:
         for messages, sizes in ((step.sends, out), (step.receives, back)):
             for m in messages:
                 sizes[m.peer] = m.nbytes
-        work = dist.all_to_all_single(received, sent, back, out, self.group, async_op=True)
-        return _AllToAll(work, what, self.group)
+        self.flush()
+        there, here = self._carried(sent, copied=True), self._carried(received, copied=False)
+        work = dist.all_to_all_single(here, there, back, out, self.group, async_op=True)
+        posted = _AllToAll(work, what, self.group)
+        return posted if here is received else _Staged(posted, here, received)
 
     def _tag(self, src: int, dst: int, run: int) -> int:
         """gloo matches by tag, and a buffer of the wrong size aborts the process: a rank in another run times out."""
@@ -281,7 +348,7 @@ class Transport:
         """The int64 `numbers` of every process, in rank order."""
         if not self.distributed:
             return [tuple(numbers)]
-        mine = torch.tensor(numbers, dtype=torch.int64)
+        mine = torch.tensor(numbers, dtype=torch.int64, device=carrier(self.group))
         everyone = mine.new_empty((dist.get_world_size(self.group), mine.numel()))
         rows = list(everyone.unbind())
         self._collective("agreement on a call", lambda: dist.all_gather(rows, mine, self.group))
@@ -298,9 +365,10 @@ class Transport:
         if self.distributed:
             self.all_reduce_bytes += total.nbytes
             wide = total.to(torch.uint8) if total.dtype == torch.bool else total.contiguous()
+            wide = self._carried(wide, copied=True)
             kinds = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
             self._collective("all-reduce", lambda: dist.all_reduce(wide, kinds[op], self.group))
-            total = wide.to(total.dtype)
+            total = wide.to(total.device, total.dtype)
         return total
 
     def all_gather(self, values: Mapping[int, Any]) -> list[Any]:
@@ -320,18 +388,19 @@ class Transport:
                     incoming[dst][src] = tensor
             return incoming
         heads = {
-            src: {dst: (tuple(t.shape), t.dtype) for dst, t in messages.items()} for src, messages in outgoing.items()
+            src: {dst: (tuple(t.shape), t.dtype, t.device.type) for dst, t in messages.items()}
+            for src, messages in outgoing.items()
         }
         everyone = self.all_gather(heads)
         handles = []
         for src in range(self.num_parts):
-            for dst, (shape, dtype) in sorted(everyone[src].items()):
+            for dst, (shape, dtype, device) in sorted(everyone[src].items()):
                 if dst not in self.hosted:
                     continue
                 if src in self.hosted:
                     incoming[dst][src] = outgoing[src][dst]
                     continue
-                buffer = torch.empty(shape, dtype=dtype)
+                buffer = torch.empty(shape, dtype=dtype, device=device)
                 incoming[dst][src] = buffer
                 raw = buffer.view(-1).view(torch.uint8) if buffer.numel() else None
                 if raw is not None:
@@ -347,7 +416,15 @@ class Transport:
         return incoming
 
     def _collective(self, what: str, run: Callable[[], object]) -> None:
+        self.flush()
         run_collective(what, run, self.group)
+
+
+def carrier(group: dist.ProcessGroup | None = None) -> torch.device:
+    """Where the tensors are that a process group carries: on the current GPU for NCCL, else on the CPU."""
+    if dist.get_backend(group) == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def run_collective(what: str, run: Callable[[], object], group: dist.ProcessGroup | None = None) -> None:

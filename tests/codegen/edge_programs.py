@@ -271,21 +271,29 @@ def run_reference(program: EdgeProgram, columns: dict[int, Tensor], nodes: int, 
 
 
 def run_kernel(
-    program: EdgeProgram, columns: dict[int, Tensor], nodes: int, values: list[Tensor], load: Callable, parts: int = 1
+    program: EdgeProgram,
+    columns: dict[int, Tensor],
+    nodes: int,
+    values: list[Tensor],
+    load: Callable,
+    parts: int = 1,
+    device: torch.device | str = "cpu",
 ) -> list[Tensor]:
-    """The program as a CUDA kernel, whole or in `parts` blocks of edges."""
+    """The program as a CUDA kernel on a device, whole or in `parts` blocks of edges."""
+    device = torch.device(device)
     edges = columns[SRC].numel()
     sizes = {"N": nodes, "E": edges}
-    keys = torch.arange(edges) * 7 + 2**33
+    keys = (torch.arange(edges) * 7 + 2**33).to(device)
+    columns = {c: ids.to(device) for c, ids in columns.items()}
+    values = [v.to(device) if v.is_floating_point() else v for v in values]  # seed and step stay on the CPU
     kernel = CudaKernel(program, load)
-    device = keys.device
     if parts == 1:
         results = [_poisoned(new_accumulator(r, sizes, device), r) for r in program.results]
         orders: list[Traversal] = [kernel.traverse(o, None, edges, columns, nodes, device) for o in kernel.orders]
         kernel.launch(orders, values, results, keys, True)
         return results
     results = [new_accumulator(r, sizes, device) for r in program.results]
-    for block in torch.arange(edges).chunk(parts):
+    for block in torch.arange(edges, device=device).chunk(parts):
         mine = {c: v[block] for c, v in columns.items()}
         orders = [kernel.traverse(o, block, block.numel(), mine, None, device) for o in kernel.orders]
         kernel.launch(orders, values, results, keys, False)

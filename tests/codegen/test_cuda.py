@@ -10,6 +10,8 @@ from hypothesis import example, given
 
 from sarc.codegen import build
 from sarc.codegen.cuda_kernels import compile_cuda_kernels, cuda_sources, has_cuda_kernel
+from sarc.codegen.nvcc import Library
+from sarc.errors import BudgetError, CodegenError
 from tests.codegen.edge_programs import Drawn, DrawnGraph, drawn_programs, graphs, run_kernel, run_reference, tables
 from tests.codegen.emulate import ORDERS, emulated
 from tests.equivalence.case import standard_cut
@@ -135,11 +137,19 @@ def test_a_meeting_that_is_missing_shows(monkeypatch: pytest.MonkeyPatch) -> Non
         compare(Drawn(2, 64, (("dot", 0, 1), ("weigh", 0, 0)), ("sum to dst",)), SMALL)
 
 
-def test_a_lane_that_stays_away_fails_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sarc.codegen import cuda
-    from sarc.errors import CodegenError
+@pytest.mark.parametrize(("status", "kind"), [(2, BudgetError), (700, CodegenError)])
+def test_a_failed_launch_names_kernel_line_and_source(status: int, kind: type[Exception]) -> None:
+    def load(source, what):
+        return Library(lambda *given: status, lambda code: f"said {code}", "/cache/kernel.cu")
 
+    columns, program = SMALL.columns(), Drawn(1, 3, (), ("sum to dst",)).program(torch.float32)
+    with pytest.raises(kind, match=f"kernel drawn \\(model.py:1\\): its launch failed: said {status}") as caught:
+        run_kernel(program, columns, SMALL.nodes, tables(program, SMALL.nodes, columns[0].numel()), load)
+    if kind is CodegenError:
+        assert "the source is kept in /cache/kernel.cu" in str(caught.value)
+
+
+def test_a_lane_that_stays_away_fails_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sarc.codegen.cuda._MEET", "if (lane != 1) sarc_meet(mask);")
-    assert cuda._MEET != "sarc_meet(mask);"
     with pytest.raises(CodegenError, match="kernel drawn \\(model.py:1\\): its launch failed: threads wait"):
         compare(Drawn(2, 64, (("dot", 0, 1), ("weigh", 0, 0)), ("sum to dst",)), SMALL)

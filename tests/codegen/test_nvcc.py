@@ -10,10 +10,13 @@ from torch import nn
 
 import sarc
 from sarc.codegen.cuda import CudaSource
-from sarc.codegen.cuda_kernels import build_ahead, cuda_sources
+from sarc.codegen.cuda_kernels import CudaKernel, build_ahead, cuda_sources
 from sarc.codegen.cuda_prelude import FUNCTIONS, RUNTIME
 from sarc.codegen.expression import _BINARY, _COMPARE, _UNARY, C_TYPES, scalar
-from sarc.codegen.nvcc import FLAGS, load_library, nvcc, parse_usage, usage
+from sarc.codegen.nvcc import FLAGS, known_architectures, load_library, nvcc, parse_usage, toolchain, usage
+from sarc.codegen.warn_once import warn_once
+from sarc.compiler import Pipeline
+from sarc.errors import CodegenError
 from sarc.ir.edge_program import EdgeProgram
 from tests.codegen.edge_programs import Drawn
 from tests.equivalence.case import Case, standard_cut
@@ -140,6 +143,45 @@ def test_every_operator_compiles(tmp_path) -> None:
 def _overload(name: str):
     packet = getattr(torch.ops.aten, name)
     return getattr(packet, packet.overloads()[0])
+
+
+@needs_nvcc
+def test_an_unknown_architecture_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = Drawn(1, 3, (), ("sum to dst",)).program(torch.float32)
+    monkeypatch.setattr("sarc.codegen.nvcc.present_architectures", lambda: (30,))
+    with pytest.raises(CodegenError, match="kernel drawn .*compute capability 3.0, which .* no longer compiles for"):
+        CudaKernel(program)
+    monkeypatch.setattr("sarc.codegen.nvcc.present_architectures", lambda: (90, 999))
+    command = toolchain(False).command
+    assert "-gencode=arch=compute_90,code=sm_90" in command
+    newest = known_architectures()[-1]
+    assert f"-gencode=arch=compute_{newest},code=compute_{newest}" in command  # PTX, for a GPU that nvcc does not know
+
+
+class Sum(nn.Module):
+    def forward(self, x, edge_index):
+        return torch.zeros_like(x).index_add(0, edge_index[1], x[edge_index[0]])
+
+
+def test_which_kernels_run_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    monkeypatch.setattr("sarc.compiler.nvcc", lambda: "nvcc")
+    monkeypatch.setattr("sarc.compiler.compiler", lambda: "c++")
+    assert [Pipeline("auto").target(d) for d in (cpu, gpu)] == ["cpp", "cuda"]
+    assert [Pipeline("reference").target(d) for d in (cpu, gpu)] == [None, None]
+    assert Pipeline("cuda").target(gpu) == "cuda"
+    with pytest.raises(CodegenError, match="backend='cpp': the model and its tensors are on cuda:0"):
+        Pipeline("cpp").target(gpu)
+    parts = sarc.partition(torch.tensor([[0], [1]]), num_nodes=2, num_parts=1)
+    with pytest.raises(CodegenError, match="backend='cuda': the model and its tensors are on cpu.*move them"):
+        sarc.compile(Sum(), parts, backend="cuda")(torch.randn(2, 3), torch.tensor([[0], [1]]))
+    monkeypatch.setattr("sarc.compiler.nvcc", lambda: None)
+    warn_once.cache_clear()
+    with pytest.warns(UserWarning, match="no nvcc found .* plain torch on the GPU") as caught:
+        assert [Pipeline("auto").target(gpu) for _ in range(2)] == [None, None]
+    assert len(caught) == 1
+    with pytest.raises(CodegenError, match="no nvcc found .*install the CUDA toolkit"):
+        sarc.compile(Sum(), parts, backend="cuda")
 
 
 def test_the_report_is_read() -> None:

@@ -1,4 +1,4 @@
-"""A device that is none: tensors that say they are on "elsewhere", and refuse to meet tensors of the CPU as a GPU's would.
+"""A device that is none: tensors that say they are on "elsewhere", and refuse to meet the CPU's as a GPU's would.
 
 Inside are CPU tensors. Operators that make tensors, move them or take tensors of both devices behave as on a machine
 with a GPU: what a program makes on the wrong device raises at the operator that meets it.
@@ -13,7 +13,6 @@ import torch.utils._pytree as pytree
 import torch.utils.backend_registration
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-
 
 
 class _Module(torch.utils.backend_registration._DummyBackendModule):

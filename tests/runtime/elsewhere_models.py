@@ -1,6 +1,6 @@
-"""Runs listed models on `elsewhere.DEVICE` and compares with the CPU: `python -m tests.runtime.elsewhere_models NAME ...`.
+"""Runs listed models on `elsewhere.DEVICE`: `python -m tests.runtime.elsewhere_models NAME ...`.
 
-A process of its own: a device, once registered, stays.
+What they give is compared with the CPU. A process of its own: a device, once registered, stays.
 """
 
 from __future__ import annotations
@@ -31,13 +31,17 @@ def move(module: nn.Module) -> nn.Module:
     return module
 
 
-def run_there(case: Case, parts: int) -> dict[str, Tensor | None]:
+# Ways of a step over several parts: at the owners of the edges' destinations and sources, and in between.
+WAYS: tuple[dict[str, str], ...] = ({}, {"placement": "src", "exchange": "ring"}, {"placement": "cover"})
+
+
+def run_there(case: Case, parts: int, way: dict[str, str]) -> dict[str, Tensor | None]:
     """Like `observe`, of the case compiled and called on the device."""
     cut = standard_cut(parts)
     values = values_for(case, cut)
     module = move(build(case))
     with ElsewhereMode():
-        compiled = compile_case(case, module, cut, values, backend="reference")
+        compiled = compile_case(case, module, cut, values, backend="reference", **way)
         moved = {k: to_there(v) if isinstance(v, Tensor) else v for k, v in values.items()}
         for value in moved.values():
             if isinstance(value, Tensor) and value.is_floating_point():
@@ -62,19 +66,20 @@ def main(names: list[str]) -> None:
     check_inputs.DEVICES = ("cpu", "elsewhere")
     for name in names or [c.name for group in CASES.values() for c in group if not c.slow and "graph" not in c.inputs]:
         case = case_named(name)
-        for parts in (1, 4):
+        for parts, way in ((1, {}), *((4, way) for way in WAYS)):
             cut = standard_cut(parts)
             values = values_for(case, cut)
             expected = observe(case, compile_case(case, build(case), cut, values, backend="reference"), values)
-            found = run_there(case, parts)
+            found = run_there(case, parts, way)
             assert found.keys() == expected.keys()
             for key, theirs in expected.items():
                 ours = found[key]
                 if theirs is None or ours is None:
                     assert ours is theirs, f"{name}, {parts} parts: {key}"
                     continue
-                torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12, msg=lambda m, k=key: f"{name}: {k}: {m}")
-            print(f"{name}, {parts} parts: equal", flush=True)
+                where = f"{name}, {parts} parts: {key}: "
+                torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12, msg=where.__add__, equal_nan=True)
+            print(f"{name}, {parts} parts {way or ''}: equal", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Nothing that a step makes is on the CPU by accident: models run on a device whose tensors refuse to meet the CPU's."""
+"""Nothing that a step makes is on the CPU by accident: models run where tensors refuse to meet the CPU's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.utils.backend_registration as registration
 needs_registration = pytest.mark.skipif(
     not hasattr(registration, "_setup_privateuseone_for_python_backend"), reason="torch registers no device in Python"
 )
-SOME = ("GATConv dropout", "SAGEConv max", "self loops replaced", "pooled and back", "GCN with batch norm")
+SOME = ("GATConv dropout", "SAGEConv max", "self loops replaced", "pooled and back")
 
 
 def run(*names: str) -> str:
@@ -27,11 +27,11 @@ def run(*names: str) -> str:
 @needs_registration
 def test_models_run_on_another_device() -> None:
     """Forward and backward, in one part and in four, with draws, derived edges, structure and contractions."""
-    said = run(*SOME)
-    assert [line.split(":")[0] for line in said.splitlines()] == [f"{n}, {p} parts" for n in SOME for p in (1, 4)]
+    said = run(*SOME).splitlines()
+    assert len(said) == 4 * len(SOME) and all(line.endswith(": equal") for line in said)
 
 
 @needs_registration
 @pytest.mark.slow
 def test_every_listed_model_runs_on_another_device() -> None:
-    assert "4 parts: equal" in run()
+    assert run().splitlines()[-1].endswith(": equal")

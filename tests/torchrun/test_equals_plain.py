@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 import sarc
+from sarc.runtime.transport import Transport
 from tests.torchrun.cases import GAT, GCN, GIN, SAGE, Loss, assert_close, assignment, compare, data, shard
 from tests.torchrun.launch import World, launch
 
@@ -82,6 +86,41 @@ def data_that_change_on_one_rank(world: World) -> None:
         expected = plain(values["x"], values["edge_index"])
         assert_close("output", out.detach(), expected.detach()[mine.node_ids])
     assert sent[0] >= sent[2] > 0 == sent[1] == sent[3], sent  # the first call also maps columns
+
+
+@contextmanager
+def other_transport(name: str, value: object) -> Iterator[None]:
+    """Transports made meanwhile have another method or attribute; every rank runs this in a process of its own."""
+    original = getattr(Transport, name, None)
+    setattr(Transport, name, value)
+    try:
+        yield
+    finally:
+        if original is None:
+            delattr(Transport, name)
+        else:
+            setattr(Transport, name, original)
+
+
+def messages_posted_together_as_for_nccl(world: World) -> None:
+    """In rings, where messages of one pair go both ways."""
+    with other_transport("together", property(lambda self: True, lambda self, value: None)):
+        compare(world, GAT, ("attr",), exchange="ring")
+        compare(world, SAGE, (), "empty", exchange="sar")
+        compare(world, GCN, ("w",), num_parts=5, exchange="ring")
+
+
+def messages_by_way_of_copies_as_for_gpus_over_gloo(world: World) -> None:
+    copied = lambda self, buffer, copied: buffer.clone() if copied else torch.empty_like(buffer)  # noqa: E731
+    with other_transport("_carried", copied):
+        compare(world, GAT, ("attr",), exchange="ring")
+        compare(world, GAT, ("attr",), exchange="whole")
+        compare(world, GIN, (), "random")
+
+
+def test_other_carriers(tmp_path: Path) -> None:
+    launch(2, [messages_posted_together_as_for_nccl, messages_by_way_of_copies_as_for_gpus_over_gloo], tmp_path)
+    launch(3, [messages_posted_together_as_for_nccl], tmp_path / "three")
 
 
 def test_two_ranks(tmp_path: Path) -> None:
