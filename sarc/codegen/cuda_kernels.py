@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,9 +16,9 @@ from torch import Tensor
 from sarc.codegen.cuda import NUMBERS, CudaSource, emit_cuda
 from sarc.codegen.cuda_traversal import RowsByLength, rows_by_length
 from sarc.codegen.divide import Stage
-from sarc.codegen.kernels import has_plain_rows, rng_operand, row_lengths, scratch_of, stages_of
+from sarc.codegen.kernels import Empty, has_plain_rows, rng_operand, row_lengths, scratch_of, stages_of
 from sarc.codegen.nvcc import Library, Load, load_library
-from sarc.codegen.traversal import Traversal, traversal
+from sarc.codegen.traversal import PADDING, Traversal, traversal
 from sarc.codegen.views import NoKernel
 from sarc.errors import BudgetError, CodegenError
 from sarc.ir.dialect import fold_rows, start_value
@@ -52,7 +53,6 @@ class CudaKernel:
         self.program = program
         self.what = f"kernel {program.name} ({program.loc})"
         self._scratch = scratch_of(program)
-        self._held: list[Tensor] = []
         self._launches = [_Launch(stage, source, load(source, self.what)) for stage, source in cuda_sources(program)]
 
     @property
@@ -88,30 +88,45 @@ class CudaKernel:
         results: Sequence[Tensor],
         keys: Tensor,
         fresh: bool,
+        empty: Empty | None = None,
     ) -> None:
         """Fold one block into `results` (see `sarc.codegen.kernels.CppKernel.launch`), on the current stream.
+
+        Args:
+            empty: makes what the launch alone needs; None makes it where `keys` are.
 
         Raises:
             BudgetError: the device's memory does not hold what the kernel needs.
             CodegenError: the launch failed.
         """
         try:
-            self._launch_all(traversals, operands, results, keys, fresh)
+            make = partial(torch.empty, device=keys.device) if empty is None else empty
+            self._launch_all(traversals, operands, results, keys, fresh, make)
         except torch.OutOfMemoryError as error:
             raise BudgetError(
                 f"{self.what}: the device's memory does not hold what its launch needs: {str(error).splitlines()[0]}; "
                 f"partition into more parts"
             ) from error
 
-    def _launch_all(self, traversals, operands, results, keys: Tensor, fresh: bool) -> None:
+    def workspace(self, edges: int, operands: Sequence[Tensor], results: Sequence[Tensor]) -> int:
+        """Most bytes that a launch needs beside operands, results and traversals (see `CppKernel.workspace`)."""
+        scratch = [torch.empty(row_lengths(t, edges + PADDING), dtype=t.dtype, device="meta") for t in self._scratch]
+        most = 0
+        for launch in self._launches:
+            stage = launch.stage
+            given = [operands[k] if k >= 0 else scratch[-1 - k] for k in stage.operands]
+            made = [results[k] if k >= 0 else scratch[-1 - k] for k in stage.results]
+            axes = [o.axis for o in stage.program.operands] + [r.axis for r in stage.program.results]
+            tables = [x if a is None else x.movedim(a, 0) for x, a in zip(given + made, axes, strict=True)]
+            most = max(most, sum(x.nbytes for x in tables if not x.is_contiguous()))
+        return sum(x.nbytes for x in scratch) + most
+
+    def _launch_all(self, traversals, operands, results, keys: Tensor, fresh: bool, empty: Empty) -> None:
         length = max((t.edges.numel() for t in traversals), default=0)
-        if self._held and (self._held[0].shape[0] < length or self._held[0].device != keys.device):
-            self._held.clear()
-        if len(self._held) < len(self._scratch):
-            self._held = [torch.empty(row_lengths(t, length), dtype=t.dtype, device=keys.device) for t in self._scratch]
+        scratch = [empty(row_lengths(t, length), dtype=t.dtype) for t in self._scratch]
         for launch, order in zip(self._launches, traversals, strict=True):
-            given = [operands[k] if k >= 0 else self._held[-1 - k] for k in launch.stage.operands]
-            made = [results[k] if k >= 0 else self._held[-1 - k] for k in launch.stage.results]
+            given = [operands[k] if k >= 0 else scratch[-1 - k] for k in launch.stage.operands]
+            made = [results[k] if k >= 0 else scratch[-1 - k] for k in launch.stage.results]
             positions = order.edges
             if any(k < 0 for k in launch.stage.operands):
                 positions = order.positions_in(traversals[0], keys.numel())
