@@ -42,9 +42,11 @@ class Feature:
         if now is None or now.shape != self.tensor.shape or now.dtype != self.tensor.dtype:
             return False
         then = self.tensor
+        if now.device != then.device:
+            return False
         if _version(then) != self.version or checksum(then) != self.checksum:
             return False  # changed in place; the sum tells where the version does not, as behind .data and NumPy's back
-        same = now.data_ptr() == then.data_ptr() and now.stride() == then.stride() and now.device == then.device
+        same = now.data_ptr() == then.data_ptr() and now.stride() == then.stride()
         return same or torch.equal(now, then)
 
 
