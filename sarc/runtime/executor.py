@@ -275,7 +275,8 @@ class Executor:
         values = [self.env[v.name] for v in node.args[0]]
         parent = self._parent(node)
         column = self.state.columns[node.args[1].name, parent]
-        exchange = WholeExchange(whole_layout(node, self.schedule.wire), column, self.local[parent], values, step)
+        layout = whole_layout(node, self.schedule.wire)
+        exchange = WholeExchange(layout, column, self.local[parent], values, step, self.pool)
         self.env[step.node] = [exchange.sent, exchange.received, *values]  # what is alive meanwhile
         at = f"part {self.state.rank} ({self.schedule.stage})"
         what = f"buffer {step.node} ({step.what}), the round of all peers, of {at}"
@@ -294,7 +295,7 @@ class Executor:
     def _finish(self, step: ins.Finish) -> Work:
         yield Wait(self.messages.pop(step.node), step.clock)
         exchange, node = self.exchanges.pop(step.node), self.nodes[step.node]
-        self.env[step.node] = exchange.tables(self.pool) if node.target is fetch else exchange.fold(node.args[2])
+        self.env[step.node] = exchange.tables() if node.target is fetch else exchange.fold(node.args[2])
 
     def _parent(self, node: fx.Node) -> str:
         """The space whose rows an exchange's column names."""

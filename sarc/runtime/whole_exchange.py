@@ -26,13 +26,16 @@ class WholeExchange:
         owned: number of the part's own rows.
         values: what is fetched, [owned rows]; or the folds to give back, tables.
         step: the messages.
+        pool: memory of buffers and tables.
     """
 
-    def __init__(self, layout: ChunkLayout, column: ColumnMap, owned: int, values: Sequence[Tensor], step: AllToAll):
+    def __init__(
+        self, layout: ChunkLayout, column: ColumnMap, owned: int, values: Sequence[Tensor], step: AllToAll, pool: Pool
+    ):
         self.layout, self.column, self.owned, self.values, self.step = layout, column, owned, values, step
-        device = values[0].device
-        self.sent = torch.empty(sum(m.nbytes for m in step.sends), dtype=torch.uint8, device=device)
-        self.received = torch.empty(sum(m.nbytes for m in step.receives), dtype=torch.uint8, device=device)
+        self.pool, device = pool, values[0].device
+        self.sent = pool.empty([sum(m.nbytes for m in step.sends)], torch.uint8, device)
+        self.received = pool.empty([sum(m.nbytes for m in step.receives)], torch.uint8, device)
         axes = {key: axis for key, axis, _, _ in layout.entries}
         for message, segments in self._segments(step.sends, self.sent):
             for key, segment in segments.items():
@@ -51,14 +54,14 @@ class WholeExchange:
             return value.index_select(axis, torch.cat(self.column.serves[peer]))
         return value.narrow(axis, self.owned + self.column.halo_start(peer), sum(self.column.needs[peer]))
 
-    def tables(self, pool: Pool) -> tuple[Tensor, ...]:
+    def tables(self) -> tuple[Tensor, ...]:
         """A fetch's values with the halo behind the owned rows."""
         found: list[Tensor] = []
         for key, value in enumerate(self.values):
             axis = self._axis(key)
             shape = list(value.shape)
             shape[axis] = self.owned + self.column.halo_rows
-            table = pool.empty(shape, value.dtype, value.device)
+            table = self.pool.empty(shape, value.dtype, value.device)
             table.narrow(axis, 0, self.owned).copy_(value)
             found.append(table)
         for message, segments in self._segments(self.step.receives, self.received):
