@@ -79,7 +79,8 @@ class Stages:
 
     Attributes:
         captured: structure of the user's result and what the capture asked for.
-        programs: by stage: "raised", "structure", "step", then "joint", "forward" and "backward" when gradients are
+        programs: by stage: "raised", "structure", "step"; where something is made of data alone, "data" and "bound
+            step", which reads it; then "joint", "forward" and "backward" when gradients are
             asked for; "forward" alone otherwise.
         captured_answers: Python numbers taken from structural tensors that the capture has baked in; a variant that has
             any is captured again when the structure changes.
@@ -214,7 +215,8 @@ class Pipeline:
             return stages, stages["step"]
         data, step = self.after("bind-data", data), self.after("bind-data", step)
         fused = self.after(FuseEdgePrograms.name, FuseEdgePrograms().run(data))
-        return Stages(stages.captured, {**stages.programs, "data": fused}, stages.captured_answers), step
+        made = {"data": fused, "bound step": step}
+        return Stages(stages.captured, {**stages.programs, **made}, stages.captured_answers), step
 
     def needs(
         self, program: Program, remote: frozenset[str], columns: Mapping[tuple[str, str | int], ColumnMap]

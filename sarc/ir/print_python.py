@@ -31,7 +31,8 @@ def format_python(program: Program) -> str:
     given = [s for s in program.spaces if s.kind != "reach"]
     sizes = sorted({str(s) for space in given for s in program.spaces.sizes[space.name].free_symbols})
     sums = [f"    {s.name} = {program.spaces.sizes[s.name]}" for s in program.spaces if s.kind == "concat"]
-    sums += [f"    {s.name} = {s.parents[0]}" for s in program.spaces if s.kind == "reach"]
+    reaches = [f"    {s.name} = {s.parents[0]}" for s in program.spaces if s.kind == "reach"]
+    sums += reaches
     sections = [_HEAD]
     for node in program.graph.nodes:
         if node.target is edge_call:
@@ -40,6 +41,7 @@ def format_python(program: Program) -> str:
     lines = [f"def {_name(program.stage)}({', '.join([*names, *(['*', *sizes] if sizes else [])])}):"]
     for node, entry in zip(program.placeholders, program.inputs, strict=False):
         lines.append(f"    # {node.name}: {node.meta.get('type', '?')} = {entry}")
+    lines += reaches
     for node in program.graph.nodes:
         if node.op == "call_function":
             lines.append(f"    {_statement(node, sizes)}")

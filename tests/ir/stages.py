@@ -161,11 +161,11 @@ def run_step(
     sizes = {"N": N, "E": E}
     results: dict[str, Tensor] = {}
     grads: dict[str, Tensor] = {}
-    for stage in ("structure", forward, backward):
+    for stage in ("structure", *(("data",) if "data" in programs else ()), forward, backward):
         program = programs[stage]
         found = interpret(program, [known[entry] for entry in program.inputs], sizes)
         for output, value in zip(program.outputs, found, strict=True):
-            if output.kind in ("bound", "saved"):
+            if output.kind in ("bound", "data", "saved"):
                 known[Input(output.kind, output.name)] = value
             elif output.kind == "grad":
                 grads[output.name] = value

@@ -16,7 +16,8 @@ from tests.ir.stages import MODELS, TRAINED, compiled, run_step
 @pytest.mark.parametrize("name", MODELS)
 def test_every_stage_reads_back_as_it_is_printed(name: str) -> None:
     made = compiled(name)
-    assert set(TRAINED) == set(made.texts)
+    of_data = {"data", "bound step"}  # where something is made of data alone
+    assert set(made.texts) in ({*TRAINED}, {*TRAINED, *of_data})
     for stage, text in made.texts.items():
         parsed = verify(parse_program(text))
         assert format_program(parsed) == text, stage

@@ -38,6 +38,10 @@ def test_the_forward_computes_what_the_interpreter_does(name: str) -> None:
     known |= {Input("bound", o.name): v for o, v in zip(structure.outputs, bound, strict=True)}
     for node, value in zip(structure.returned, bound, strict=True):
         sizes |= {d.space: n for d, n in zip(node.meta["type"].dims, value.shape, strict=True) if isinstance(d, Rows)}
+    if "data" in made.programs:
+        data = made.programs["data"]
+        found = interpret(data, [known[entry] for entry in data.inputs], dict(sizes))
+        known |= {Input("data", o.name): v for o, v in zip(data.outputs, found, strict=True)}
     for stage in ("forward", "partitioned forward"):
         program = made.programs[stage]
         namespace: dict = {}

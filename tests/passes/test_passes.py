@@ -129,7 +129,7 @@ def test_algebra_keeps_values_and_gradients(name: str) -> None:
 
 def test_the_passes_take_the_same_way_from_text() -> None:
     made = compiled("gat")
-    joint = Simplify().run(differentiate(parse_program(made.texts["step"]), gradient_inputs(made)))
+    joint = Simplify().run(differentiate(parse_program(made.texts["bound step"]), gradient_inputs(made)))
     noted = parse_program(made.texts["joint"])
     assert format_program(joint) == format_program(Rematerialise(limits=Limits(most_bytes=float("inf"))).run(noted))
     # The notes are in the text: what they say is done after reading it again.
