@@ -37,7 +37,7 @@ from collections.abc import Callable
 import torch.fx as fx
 
 from sarc.ir.cluster import ROW_VIEWS, Cluster, Merger, is_row_operation, is_row_sum, plain_space, replace_cluster
-from sarc.ir.edge_program import EdgeProgram
+from sarc.ir.edge_program import EdgeProgram, edge_call
 from sarc.ir.program import Program
 from sarc.ir.space import Rows, ValueType
 
@@ -55,7 +55,15 @@ class FuseRows:
         self.has_kernel = has_kernel
 
     def run(self, program: Program) -> Program:
-        for number, names in enumerate(find_chains(program)):
+        # What is fused may free the way for the rest of a chain.
+        while (fused := self._once(program)) is not program:
+            program = fused
+        return program
+
+    def _once(self, program: Program) -> Program:
+        made = [n.args[0].name for n in program.graph.nodes if n.target is edge_call]
+        numbers = [int(name[4:]) for name in made if name[:4] == "rows" and name[4:].isdigit()]
+        for number, names in enumerate(find_chains(program), max(numbers, default=-1) + 1):
             by_name = {n.name: n for n in program.graph.nodes}
             members = {by_name[name]: None for name in names if name in by_name}
             space = next(s for n in members if (s := plain_space(n.meta["type"])))
