@@ -39,7 +39,7 @@ def run_there(case: Case, parts: int, way: dict[str, str]) -> dict[str, Tensor |
     """Like `observe`, of the case compiled and called on the device."""
     cut = standard_cut(parts)
     values = values_for(case, cut)
-    module = move(build(case))
+    module = move(build(case).train())
     with ElsewhereMode():
         compiled = compile_case(case, module, cut, values, backend="reference", **way)
         moved = {k: to_there(v) if isinstance(v, Tensor) else v for k, v in values.items()}
@@ -69,7 +69,7 @@ def main(names: list[str]) -> None:
         for parts, way in ((1, {}), *((4, way) for way in WAYS)):
             cut = standard_cut(parts)
             values = values_for(case, cut)
-            expected = observe(case, compile_case(case, build(case), cut, values, backend="reference"), values)
+            expected = observe(case, compile_case(case, build(case).train(), cut, values, backend="reference"), values)
             found = run_there(case, parts, way)
             assert found.keys() == expected.keys()
             for key, theirs in expected.items():
