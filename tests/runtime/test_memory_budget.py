@@ -51,10 +51,11 @@ def test_budgets_are_kept_and_change_no_gradient(parts: int) -> None:
         compiled, gradients, held = trained(parts, budget)
         assert held <= budget
         assert max(m.total for m in compiled.plan().memory) <= budget
-        assert compiled.plan().saved_bytes < free.plan().saved_bytes
+        if budget == least:  # a larger one may be met by rows in chunks alone
+            assert compiled.plan().saved_bytes < free.plan().saved_bytes
+            assert "again in backward: " in compiled.program("backward")
         for got, wanted in zip(gradients, expected, strict=True):
             torch.testing.assert_close(got, wanted)
-        assert "again in backward: " in compiled.program("backward")
     assert "again in backward" not in free.program("backward")
 
 
