@@ -24,9 +24,9 @@ def plan(parts: int, nodes: int = 20, edges: int = 50):
     torch.manual_seed(0)
     edge_index = torch.randint(0, nodes, (2, edges))
     cut = sarc.partition(edge_index, num_nodes=nodes, num_parts=parts, method="random")
-    compiled = sarc.compile(Layer(), cut)
-    with torch.no_grad():
-        compiled(torch.randn(nodes, 6), edge_index, torch.rand(edges))
+    compiled = sarc.compile(Layer(), cut, exchange="ring")
+    # x needs a gradient: sums of rows that need none would be made once, in a program of their own.
+    compiled(torch.randn(nodes, 6, requires_grad=True), edge_index, torch.rand(edges))
     return compiled.plan()
 
 
