@@ -71,8 +71,7 @@ class BlockLayout:
         """C++ that folds an array over a block's edges into an array of `size` features; op: sum, max or min."""
         if self.width:
             return f"sarc_{op}_lanes<{self.width}>({name}, count * {self.width}, {into});"
-        each, of = f"for (int i = 0; i < {size}; ++i) {into}[i]", f"{name} + i * {BLOCK}, count"
-        return f"{each} += sarc_sum_of({of});" if op == "sum" else f"{each} = sarc_{op}_of({of}, {into}[i]);"
+        return f"for (int i = 0; i < {size}; ++i) {into}[i] = sarc_{op}_of({name} + i * {BLOCK}, count, {into}[i]);"
 
 
 def layout_of(body: Body) -> BlockLayout:

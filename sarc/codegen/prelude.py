@@ -26,45 +26,45 @@ template <class T> static inline T sarc_nan() { return std::numeric_limits<T>::q
 template <class T> static inline T sarc_max(T a, T b) { return ((a > b) | (a != a)) ? a : b; }
 template <class T> static inline T sarc_min(T a, T b) { return ((a < b) | (a != a)) ? a : b; }
 
-// Folds of n contiguous values.
-template <class T> static inline T sarc_sum_of(const T* x, int n) {
-  T sum = 0;
+// Folds of n contiguous values, in the type of what they are folded into.
+template <class T, class S> static inline S sarc_sum_of(const T* x, int n, S start) {
+  S sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int i = 0; i < n; ++i) sum += x[i];
-  return sum;
+  for (int i = 0; i < n; ++i) sum += S(x[i]);
+  return start + sum;
 }
-template <class T> static inline T sarc_max_of(const T* x, int n, T start) {
-  T lane[16];
+template <class T, class S> static inline S sarc_max_of(const T* x, int n, S start) {
+  S lane[16];
   for (int i = 0; i < 16; ++i) lane[i] = start;
   int i = 0;
   for (; i + 16 <= n; i += 16) {
-    SARC_SIMD for (int l = 0; l < 16; ++l) lane[l] = sarc_max(lane[l], x[i + l]);
+    SARC_SIMD for (int l = 0; l < 16; ++l) lane[l] = sarc_max(lane[l], S(x[i + l]));
   }
-  for (; i < n; ++i) start = sarc_max(start, x[i]);
+  for (; i < n; ++i) start = sarc_max(start, S(x[i]));
   for (int l = 0; l < 16; ++l) start = sarc_max(start, lane[l]);
   return start;
 }
-template <class T> static inline T sarc_min_of(const T* x, int n, T start) {
-  for (int i = 0; i < n; ++i) start = sarc_min(start, x[i]);
+template <class T, class S> static inline S sarc_min_of(const T* x, int n, S start) {
+  for (int i = 0; i < n; ++i) start = sarc_min(start, S(x[i]));
   return start;
 }
 
 // Folds of n contiguous values to W features each, the features of an entry side by side; W divides 16.
 #define SARC_LANES(NAME, START, STEP)                                                          \
-  template <int W, class T> static inline void NAME(const T* x, int n, T* into) {              \
-    T lane[16];                                                                                \
+  template <int W, class T, class S> static inline void NAME(const T* x, int n, S* into) {     \
+    S lane[16];                                                                                \
     for (int l = 0; l < 16; ++l) lane[l] = START;                                              \
     int i = 0;                                                                                 \
     for (; i + 16 <= n; i += 16) {                                                             \
-      SARC_SIMD for (int l = 0; l < 16; ++l) lane[l] = STEP(lane[l], x[i + l]);                \
+      SARC_SIMD for (int l = 0; l < 16; ++l) lane[l] = STEP(lane[l], S(x[i + l]));             \
     }                                                                                          \
     if (i < n) { /* the arrays are whole vectors */                                            \
-      SARC_SIMD for (int l = 0; l < 16; ++l) lane[l] = i + l < n ? STEP(lane[l], x[i + l]) : lane[l]; \
+      SARC_SIMD for (int l = 0; l < 16; ++l) lane[l] = i + l < n ? STEP(lane[l], S(x[i + l])) : lane[l]; \
     }                                                                                          \
     for (int l = 0; l < 16; ++l) into[l % W] = STEP(into[l % W], lane[l]);                     \
   }
 template <class T> static inline T sarc_add(T a, T b) { return a + b; }
-SARC_LANES(sarc_sum_lanes, T(0), sarc_add)
+SARC_LANES(sarc_sum_lanes, S(0), sarc_add)
 SARC_LANES(sarc_max_lanes, into[l % W], sarc_max)
 SARC_LANES(sarc_min_lanes, into[l % W], sarc_min)
 

@@ -103,3 +103,17 @@ def test_logits_out_of_range_behave_as_in_torch(hub: int, bad: float) -> None:
         expected = Softmax()(x.to(dtype), logits.to(dtype), edge_index)
         found = sarc.compile(Softmax(), parts)(x.to(dtype), logits.to(dtype), edge_index)
         torch.testing.assert_close(found, expected, rtol=0, atol=tolerance, equal_nan=True)
+
+
+class Count(nn.Module):
+    """How many edges have a positive logit, a head: truth values summed to an integer."""
+
+    def forward(self, x: Tensor, logits: Tensor, edge_index: Tensor) -> Tensor:
+        src, dst = edge_index
+        positive = (x[src, :, 0] * logits > 0).sum(0)
+        return x * (positive.to(x.dtype) + logits.mean(0)).unsqueeze(-1)
+
+
+@pytest.mark.parametrize("heads", [1, 3, 4, 12])
+def test_truth_values_are_counted(heads: int) -> None:
+    compare(Count(), 300, width=3, heads=heads)
