@@ -265,7 +265,7 @@ class Pipeline:
             return name
         if self.backend == "cuda":
             raise CodegenError(NO_NVCC)
-        warn_once(f"{NO_NVCC.split(':')[0]}: edge programs run in plain torch on the GPU, which is slower")
+        warn_once(f"{NO_NVCC.partition(':')[0]}: edge programs run in plain torch on the GPU, which is slower")
         return None
 
     def partition(

@@ -109,7 +109,7 @@ class Count(nn.Module):
     """How many edges have a positive logit, a head: truth values summed to an integer."""
 
     def forward(self, x: Tensor, logits: Tensor, edge_index: Tensor) -> Tensor:
-        src, dst = edge_index
+        src = edge_index[0]
         positive = (x[src, :, 0] * logits > 0).sum(0)
         return x * (positive.to(x.dtype) + logits.mean(0)).unsqueeze(-1)
 

@@ -36,7 +36,7 @@ def test_plan_is_what_is_measured(exchange: str) -> None:
 
 
 def test_plan_reads_as_text() -> None:
-    text = output("plan", ":Sum", *SMALL, "--run", "--exchange", "ring")
+    text = output("plan", ":Sum", *SMALL, "--run", "--exchange", "ring", "--objective", "memory")
     assert re.search(r"forward +@edges0 +E +sum +%\w+ +12 ", text)
     assert "predicted and measured" in text and "memory at the peak" in text
     assert "predicted and measured" not in output("plan", ":Sum", *SMALL)

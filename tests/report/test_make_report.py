@@ -81,7 +81,8 @@ def test_memory_is_the_profiles(measured, report: Report) -> None:
 def test_every_stage_is_a_graph_of_its_program(compiled: sarc.CompiledModule, report: Report) -> None:
     stages = {p["stage"]: p for p in report.document["programs"]}
     assert set(stages) == {
-        "raised", "structure", "step", "joint", "forward", "backward", "partitioned forward", "partitioned backward",
+        "raised", "structure", "step", "data", "bound step", "joint", "forward", "backward", "partitioned forward",
+        "partitioned backward",
     }  # fmt: skip
     for stage, program in stages.items():
         text = compiled.program(stage)
@@ -156,7 +157,7 @@ def test_hover_links_and_search_work_in_a_browser(report: Report, tmp_path: Path
     assert found is not None, "the script of the test stopped early"
     log = json.loads(html.unescape(found[1]))
     assert "missing" not in log
-    assert re.search(r"f64\[N, .*rows of nodes\n[\d*N]+ bytes: ", log["node"])
+    assert re.search(r"f64\[\w+, .*rows of nodes\n[\w*]+ bytes: ", log["node"])
     assert re.fullmatch(r"part 0 sends [\d,]+ bytes to part 1 in the forward pass", log["cell"])
     assert log["detail"].startswith("%") and "over the whole graph" in log["detail"]
     assert log["followed"] is True

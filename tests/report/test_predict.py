@@ -18,7 +18,7 @@ RATES = Rates(flops=1e9, nbytes=1e9, sent=1e7)
 @pytest.fixture(scope="module")
 def binding():
     torch.manual_seed(0)
-    compiled = sarc.compile(GCN(F, 8, 2, 3).double(), PARTS, exchange="ring")
+    compiled = sarc.compile(GCN(F, 8, 2, 3).double(), PARTS, exchange="ring", objective="memory")
     compiled(X, EDGES).sum().backward()
     return compiled._called().bound
 

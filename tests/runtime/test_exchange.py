@@ -89,7 +89,7 @@ def test_exchange(layer: str, way: str, prefetch: int, cut: tuple[Tensor, Tensor
 def test_the_executor_refuses_more_chunks_than_the_schedule_allows() -> None:
     edge_index, assignment, num_parts = CROSSING
     compiled = sarc.compile(build("gcn"), assignment, exchange="ring")
-    x = torch.randn(assignment.numel(), FEATURES, dtype=torch.float64)
+    x = torch.randn(assignment.numel(), FEATURES, dtype=torch.float64, requires_grad=True)
     compiled(x, edge_index)
     binding = compiled._called().binding
     binding.schedules["forward"] = [replace(s, chunk_limit=1) for s in binding.schedules["forward"]]

@@ -75,7 +75,8 @@ def test_traversals_are_made_once_a_graph(num_parts: int, tmp_path, monkeypatch)
     made, original = [], CppKernel.traverse
 
     def noted(self, *args):
-        made.append(args[0])
+        if args[0] is not None:  # by a column; rows in their own order are no work
+            made.append(args[0])
         return original(self, *args)
 
     monkeypatch.setattr(CppKernel, "traverse", noted)
@@ -126,7 +127,7 @@ def test_what_was_made_for_earlier_columns_is_dropped(backend: str) -> None:
     for seed in range(1, 6):
         compiled(x, graph(seed)[0], dst)
         gc.collect()
-        known = compiled._placed.known[0]
+        known = compiled._placed.known[0, torch.device("cpu")]
         counts.append((len(known._sources), sum(map(len, known._traversals.values()))))
     assert len(set(counts[1:])) == 1
 

@@ -37,8 +37,8 @@ def verify_is_for_one_process(world: World) -> str:
 def test_two_ranks(tmp_path: Path) -> None:
     outcomes = launch(2, [one_trace, verify_is_for_one_process], tmp_path)
     assert [o["one_trace"][1] for o in outcomes] == [True, True]
-    assert sorted(outcomes[0]["one_trace"][0]) == [(r, s) for r in range(2) for s in ("backward", "forward")]
-    assert sorted(outcomes[1]["one_trace"][0]) == [(1, "backward"), (1, "forward")]
+    assert sorted(outcomes[0]["one_trace"][0]) == [(r, s) for r in range(2) for s in ("backward", "data", "forward")]
+    assert sorted(outcomes[1]["one_trace"][0]) == [(1, "backward"), (1, "data"), (1, "forward")]
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     timed = [e for e in events if e["ph"] == "X"]
     assert {e["pid"] for e in timed} == {0, 1}
