@@ -12,7 +12,7 @@ from torch_geometric.nn import GATConv, GCNConv, SAGEConv
 from sarc.compiler import Pipeline
 from sarc.ir.exchange import ExchangeOptions
 from sarc.runtime.module import CompiledModule
-from sarc.runtime.prologue import Feature
+from sarc.runtime.prologue import Feature, checksum
 from sarc.runtime.replay import replay
 from tests.equivalence.case import F, standard_cut
 
@@ -128,12 +128,27 @@ def _rows_change_places(x: Tensor) -> Tensor:
     return x
 
 
+def _numbers_of_a_row_change_places(x: Tensor) -> Tensor:
+    row = x.numpy()[4]
+    row[[0, 1]] = row[[1, 0]]
+    return x
+
+
 def _replaced(x: Tensor) -> Tensor:
     return x + 1
 
 
 @pytest.mark.parametrize(
-    "change", [_in_place, _one_number, _behind_data, _through_numpy, _rows_change_places, _replaced]
+    "change",
+    [
+        _in_place,
+        _one_number,
+        _behind_data,
+        _through_numpy,
+        _rows_change_places,
+        _numbers_of_a_row_change_places,
+        _replaced,
+    ],
 )
 @pytest.mark.parametrize("name", ["gat", "gcn"])
 def test_a_changed_matrix_is_noticed(name: str, change: Callable[[Tensor], Tensor]) -> None:
@@ -158,6 +173,19 @@ def test_what_the_user_frees_is_not_taken_for_another() -> None:
     assert kept.is_still(x) and kept.is_still(x.clone()) and not kept.is_still(None)
     assert not kept.is_still(x[:-1]) and not kept.is_still(x.float()) and not kept.is_still(-x)
     assert kept.is_still(x.t().contiguous().t())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64])
+@pytest.mark.parametrize("size", [(0, 3), (1,), (5, 3), (67, 41), (300, 64)])
+def test_the_sum_knows_every_place(dtype: torch.dtype, size: tuple[int, ...]) -> None:
+    x = torch.randn(size).to(dtype)
+    assert checksum(x) == checksum(x.clone())
+    flat = x.reshape(-1)
+    for i in range(0, flat.numel() - 1, max(7, flat.numel() // 50 | 1)):
+        swapped = flat.clone()
+        swapped[[i, i + 1]] = flat[[i + 1, i]]
+        assert torch.equal(swapped, flat) or checksum(swapped) != checksum(x)
+    assert checksum(flat[1:]) == checksum(flat[1:].clone())  # whatever its alignment
 
 
 def test_each_backward_reads_what_its_forward_read() -> None:
@@ -195,3 +223,15 @@ def test_evaluation_keeps_its_own() -> None:
             before = compiled.traffic()["sent_bytes"]
             assert torch.allclose(compiled(x, edge_index), model.eval()(x, edge_index), rtol=0, atol=1e-10)
     assert compiled.traffic()["sent_bytes"] - before == compiled.plan().sent_bytes
+
+
+def test_results_of_data_alone_are_not_kept() -> None:
+    class Mean(nn.Module):
+        def forward(self, x, edge_index):
+            sums = x.new_zeros(x.shape).index_add(0, edge_index[1], x[edge_index[0]])
+            return sums / 2
+
+    cut = standard_cut(3)
+    compiled = CompiledModule(Mean(), cut.partitions(), Pipeline("reference"), spaces={"x": "N"}, prefetch=1, seed=3)
+    compiled(features(), cut.edge_index)
+    assert compiled._called().bound.prologue is None

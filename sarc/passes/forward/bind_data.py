@@ -86,10 +86,13 @@ def find_heavy(program: Program, times: dict[fx.Node, int]) -> set[fx.Node]:
 
 
 def _boundary(program: Program, times: dict[fx.Node, int], heavy: set[fx.Node]) -> list[fx.Node]:
-    """The heavy values that the step reads, as few as may be kept; in order."""
+    """The heavy values that the step reads, as few as may be kept; in order.
+
+    A result of data alone is computed in every call, as it was asked for.
+    """
     returned = set(program.returned)
     read = [n for n in program.graph.nodes if n.op == "call_function" and times[n] == STEP]
-    stack = [v for n in read for v in n.all_input_nodes] + list(returned)
+    stack = [v for n in read for v in n.all_input_nodes]
     found: set[fx.Node] = set()
     seen: set[fx.Node] = set()
     while stack:
