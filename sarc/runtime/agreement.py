@@ -19,7 +19,8 @@ from torch import nn
 from sarc import errors
 from sarc.errors import GraphError, SarcError
 from sarc.ir.program import Input
-from sarc.runtime.transport import Transport, gather_objects
+from sarc.runtime.collectives import gather_objects
+from sarc.runtime.transport import Transport
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from sarc.runtime.placing import Placing, place
 from sarc.runtime.prologue import Prologue
 from sarc.runtime.rows import RowOrder
 from sarc.runtime.structure import run_structure
-from sarc.runtime.transport import AllGather, Work, run_parts
+from sarc.runtime.work import AllGather, Work, run_parts
 
 # Kernels number edges and rows in int32.
 MOST_ROWS = 2**31 - 1

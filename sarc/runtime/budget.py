@@ -13,7 +13,7 @@ from sarc.runtime.binding import Binding, Values, schedule_stages
 from sarc.runtime.host import Host
 from sarc.runtime.memory_plan import MemoryPlan, make_memory_plans
 from sarc.runtime.part_state import PartState
-from sarc.runtime.transport import AllGather, Work, run_parts
+from sarc.runtime.work import AllGather, Work, run_parts
 
 # Shares of the bytes that could be kept, tried in turn: less kept is more work, though not always a lower peak, since
 # what is made again is there for a while. Each try lowers the program again, which takes as long as its first

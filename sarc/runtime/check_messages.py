@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from sarc.errors import ExchangeError
 from sarc.ir.schedule import Message, Schedule
-from sarc.runtime.transport import AllGather, Work
+from sarc.runtime.work import AllGather, Work
 
 Named = tuple[str, int, int]
 

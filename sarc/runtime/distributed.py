@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from sarc.errors import PartitionError
-from sarc.runtime.transport import carrier
+from sarc.runtime.collectives import carrier
 
 
 def init_distributed(backend: str = "gloo", timeout: float = 300.0) -> None:

@@ -28,7 +28,8 @@ from sarc.runtime.executor import Executor, Kernel
 from sarc.runtime.memory import SMALLEST, writing_form
 from sarc.runtime.memory_log import MemoryLog
 from sarc.runtime.part_state import PartState
-from sarc.runtime.transport import Transport, Work
+from sarc.runtime.transport import Transport
+from sarc.runtime.work import Work
 
 META = torch.device("meta")
 

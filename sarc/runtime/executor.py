@@ -35,10 +35,12 @@ from sarc.partition.columns import Block, ColumnMap
 from sarc.runtime.check_sent import check_sent
 from sarc.runtime.edge_block import EdgeBlock, run_in_torch, sub_block_bytes
 from sarc.runtime.memory import Pool, compute_into
+from sarc.runtime.messages import Handle
 from sarc.runtime.part_state import PartState
 from sarc.runtime.structure import run_local
-from sarc.runtime.transport import AllReduce, Handle, Transport, Wait, Work
+from sarc.runtime.transport import Transport
 from sarc.runtime.whole_exchange import WholeExchange
+from sarc.runtime.work import AllReduce, Wait, Work
 
 _NO_KEYS = torch.empty(0, dtype=torch.int64)  # of spaces over which nothing is drawn
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from sarc.errors import PartitionError, UnsupportedModelError
 from sarc.partition.layout import Part, Partitions
 from sarc.partition.shard import ranks_of_process
+from sarc.runtime.collectives import carrier, gather_objects, run_collective
 from sarc.runtime.known_columns import KnownColumns
-from sarc.runtime.transport import Transport, carrier, gather_objects, run_collective
+from sarc.runtime.transport import Transport
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sarc.errors import GraphError, SarcError
 from sarc.runtime.agreement import error_of
-from sarc.runtime.transport import carrier, gather_objects, run_collective
+from sarc.runtime.collectives import carrier, gather_objects, run_collective
 
 
 def mean(per_row: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -17,6 +17,7 @@ from sarc.ir.schedule import Schedule
 from sarc.partition.layout import Partitions
 from sarc.partition.methods import partition
 from sarc.runtime.agreement import Agreement, Note, plain_attributes, problem_note
+from sarc.runtime.collectives import run_collective
 from sarc.runtime.compare_plain import Comparison, Difference, whole_graph_call
 from sarc.runtime.disk_tier import DiskTier
 from sarc.runtime.host import Host, host_alone, host_together, is_distributed
@@ -24,7 +25,6 @@ from sarc.runtime.memory import Pool
 from sarc.runtime.plan import Plan, make_plan
 from sarc.runtime.profile import current_profile
 from sarc.runtime.step import Step
-from sarc.runtime.transport import run_collective
 from sarc.runtime.variants import Compiler, Variant, Variants
 
 KERNEL_TARGETS = ("cpp", "cuda")

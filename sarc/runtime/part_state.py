@@ -12,7 +12,7 @@ from sarc.ir.space import Space, Spaces
 from sarc.partition.columns import Block, ColumnMap, chunk_rows
 from sarc.partition.layout import Part
 from sarc.runtime.known_columns import KnownColumns, common_number
-from sarc.runtime.transport import AllGather, AllReduce, Exchange, Work
+from sarc.runtime.work import AllGather, AllReduce, Exchange, Work
 
 NODES, EDGES = "N", "E"
 

@@ -12,7 +12,8 @@ from sarc.ir.program import Input, Program
 from sarc.ir.space import Space
 from sarc.runtime.part_state import PartState
 from sarc.runtime.row_sets import Crossings, HomeValue, count_travels, make_row_set
-from sarc.runtime.transport import Transport, run_parts
+from sarc.runtime.transport import Transport
+from sarc.runtime.work import run_parts
 
 
 @dataclass

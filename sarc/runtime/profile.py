@@ -25,9 +25,10 @@ import torch.distributed as dist
 
 from sarc.ir import schedule as ins
 from sarc.ir.program import Program
+from sarc.runtime.collectives import gather_objects
 from sarc.runtime.memory_log import MemoryLog
 from sarc.runtime.trace import chrome_trace
-from sarc.runtime.transport import Work, gather_objects
+from sarc.runtime.work import Work
 
 # Set by `profile` for the code inside its block alone; a call of a compiled module hands it to its steps.
 _CURRENT: ContextVar[Profile | None] = ContextVar("sarc_profile", default=None)

@@ -17,7 +17,7 @@ from sarc.ir.placement import Ends, Pair, RowSet, Site, Travel
 from sarc.ir.space import Rows, ValueType
 from sarc.partition.cover import minimum_cover
 from sarc.runtime.part_state import PartState
-from sarc.runtime.transport import AllGather, Exchange, Work
+from sarc.runtime.work import AllGather, Exchange, Work
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from sarc.ir.schedule import Schedule
 from sarc.runtime.binding import Binding, Values, cut_inputs
 from sarc.runtime.executor import Executor, Recorder
 from sarc.runtime.memory import Pool
-from sarc.runtime.transport import Transport, run_parts
+from sarc.runtime.transport import Transport
+from sarc.runtime.work import run_parts
 
 
 @dataclass(frozen=True)

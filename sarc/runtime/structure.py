@@ -24,7 +24,7 @@ from sarc.ir.program import Input, Program
 from sarc.ir.space import Rows
 from sarc.partition.columns import ColumnMap
 from sarc.runtime.part_state import PartState
-from sarc.runtime.transport import AllGather, AllReduce, Exchange, Work
+from sarc.runtime.work import AllGather, AllReduce, Exchange, Work
 
 
 def run_structure(program: Program, state: PartState, values: Mapping[Input, Tensor]) -> Work:
