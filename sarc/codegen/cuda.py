@@ -12,15 +12,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch.fx as fx
 
 from sarc.codegen.body import NARROW, Body, features, width
-from sarc.codegen.cuda_lanes import WARP, Lanes, Task
-from sarc.codegen.cuda_prelude import FUNCTIONS, RUNTIME
-from sarc.codegen.cuda_values import COMBINE, FEATURE_FOLDS, neutral
+from sarc.codegen.cuda_folds import MEET, Folds
+from sarc.codegen.cuda_lanes import WARP, Task
+from sarc.codegen.cuda_source import CudaSource, Shape
+from sarc.codegen.cuda_values import FEATURE_FOLDS
 from sarc.codegen.expression import C_TYPES, stored_type
 from sarc.codegen.loops import indent
 from sarc.codegen.value import linear
@@ -34,52 +34,6 @@ NUMBERS = ("hubs", "rows_long", "rows_short", "hubs_each", "long_each", "short_e
 """What a launcher reads from its int64 argument, in order."""
 
 
-@dataclass(frozen=True)
-class Shape:
-    """How a kind of rows is visited: lanes of a group, and edges of a block."""
-
-    lanes: int
-    edges: int
-
-
-@dataclass(frozen=True)
-class CudaSource:
-    """One kernel: a traversal of a block of edges.
-
-    Attributes:
-        name: symbol of the launcher.
-        kernel: the kernel and its launcher, for any target.
-        order: index of the column that groups the edges, or None for edge order.
-        results: indices of the program's results that this kernel makes.
-        draws: whether it reads row keys.
-        exact: whether products and sums must not be contracted.
-        threads: of a block.
-        long, short: how long and short rows are visited; `short` is None where all rows but hubs are long ones.
-        widest: features of its widest value of an edge.
-    """
-
-    name: str
-    kernel: str
-    order: int | None
-    results: tuple[int, ...]
-    draws: bool
-    exact: bool
-    threads: int
-    long: Shape
-    short: Shape | None
-    widest: int
-
-    @property
-    def has_hubs(self) -> bool:
-        """Whether several groups of a block may visit one row."""
-        return self.order is not None and self.threads > self.long.lanes
-
-    @property
-    def text(self) -> str:
-        """The translation unit for nvcc."""
-        return RUNTIME + FUNCTIONS + self.kernel
-
-
 def emit_cuda(
     program: EdgeProgram, order: int | None, results: tuple[int, ...], scratch: frozenset[int] = frozenset()
 ) -> CudaSource:
@@ -91,13 +45,12 @@ def emit_cuda(
     return _Kernel(Body(program, order, results), scratch).run()
 
 
-class _Kernel(Lanes):
+class _Kernel(Folds):
     """One kernel: the body between its loops and folds."""
 
     def __init__(self, body: Body, scratch: frozenset[int]):
         super().__init__(body, scratch)
-        self.order, self.results = body.order, body.results
-        self.own = [n for n in body.nodes if n.target is fold_to_rows]
+        self.order = body.order
         self.edge_arrays = [n for n in self.stored if n not in body.in_row]
         self.row_arrays = [n for n in self.stored if n in body.in_row]
 
@@ -163,16 +116,10 @@ class _Kernel(Lanes):
         lines += [field(n, str(self.array_size(n))) for n in self.row_arrays]
         lines += [] if self.stored else ["char nothing;"]
         lines += ["};", "struct Folds {"]
-        folds = [(C_TYPES[self.body.roots[k].meta["type"].dtype], name, self._size(k)) for k, name in self._reduced()]
+        folds = [(C_TYPES[self.body.roots[k].meta["type"].dtype], name, self.size_of(k)) for k, name in self.reduced()]
         folds += [(C_TYPES[n.meta["type"].dtype], self.stored[n], self.array_size(n)) for n in self.own]
         lines += [f"{kind} {name}[{size}];" for kind, name, size in folds] or ["char nothing;"]
         return [*lines, "};"]
-
-    def _reduced(self) -> list[tuple[int, str]]:
-        return [(k, f"a{k}") for k in self.results if self.program.results[k].kind == "reduce"]
-
-    def _size(self, k: int) -> int:
-        return max(width(self.body.roots[k]), 1)
 
     def _tables(self) -> list[tuple[str, str]]:
         """(C++ type, name) of each array in memory, in the order in which `CudaKernel` passes them."""
@@ -234,7 +181,7 @@ class _Kernel(Lanes):
         contracted = [k for k in self.results if self.program.results[k].kind == "contract"]
         self.add(*_HEAD)
         for k in contracted:
-            self._accumulator(self.body.roots[k], f"a{k}", "sum")
+            self.accumulator(self.body.roots[k], f"a{k}", "sum")
         if self.order is None:
             self.add("const int64_t first = worker * each, last = first + each < count ? first + each : count;")
             self._row_values(0)
@@ -244,7 +191,7 @@ class _Kernel(Lanes):
             with self.block("for (int64_t at = worker * each; at < stop; ++at)"):
                 self._visit(sweeps)
         for k in contracted:
-            self._write_share(k)
+            self.write_share(k)
 
     def _visit(self, sweeps: int) -> None:
         """One row."""
@@ -259,22 +206,22 @@ class _Kernel(Lanes):
             if operand.axis is not None and node in self.body.in_row and node in self.body.nodes:
                 kind = stored_type(operand.type.dtype)
                 self.add(f"const {kind}* __restrict__ x{k}_at = x{k} + int64_t(target) * {width(node)};")
-        for k, name in self._reduced():
-            self._accumulator(self.body.roots[k], name, self.program.results[k].fold)
+        for k, name in self.reduced():
+            self.accumulator(self.body.roots[k], name, self.program.results[k].fold)
         for node in self.own:
-            self._accumulator(node.args[0], self._fold_name(node), node.args[3])
+            self.accumulator(node.args[0], self.fold_name(node), node.args[3])
         for sweep in range(sweeps):
             self._row_values(sweep)
             self._sweep(sweep)
-            self._finish(sweep)
+            self.finish_folds(sweep)
         for k in self.results:
             if self.program.results[k].kind == "rows":
                 with self.block("if (!HUB || group == 0)"):
-                    self.spread([self._put_task(k, "target")])
+                    self.spread([self.put_task(k, "target")])
         if self._merged_sizes():
             self.add("if constexpr (HUB) __syncthreads();")
         if self.stored:
-            self.add(_MEET)
+            self.add(MEET)
 
     def _row_values(self, sweep: int) -> None:
         """What is computed once a row, as soon as the folds of the sweeps before are there."""
@@ -283,7 +230,7 @@ class _Kernel(Lanes):
                 continue
             with self.block():
                 self.spread([self.fold_task(node) if self.is_cooperative(node) else self.shared_task(node)])
-            self.add(_MEET)
+            self.add(MEET)
             self.mark(node)
 
     # --- sweeps
@@ -291,7 +238,7 @@ class _Kernel(Lanes):
     def _sweep(self, sweep: int) -> None:
         """The blocks of a row, once; of an earlier sweep's values, those that only a row of one block still has."""
         body = self.body
-        folds = self._folds(sweep)
+        folds = self.folds_of(sweep)
         stores = [
             k for k in self.results
             if self.program.results[k].kind == "store" and body.passes[body.roots[k]] == sweep
@@ -314,8 +261,8 @@ class _Kernel(Lanes):
                     [f for f in folds if body.fold_phase(f[0]) == phase],
                     [k for k in stores if body.fold_phase(body.roots[k]) == phase],
                 )
-            if self.edge_arrays and self.scope.lines[-1] != _MEET:
-                self.add(_MEET)
+            if self.edge_arrays and self.scope.lines[-1] != MEET:
+                self.add(MEET)
 
     def _needed(self, ends: list[fx.Node]) -> set[fx.Node]:
         """Shared arrays of edges that values are made of."""
@@ -340,7 +287,7 @@ class _Kernel(Lanes):
             narrow, [f for f in folds if width(f[0]) <= NARROW], [k for k in stores if width(body.roots[k]) <= NARROW]
         )
         if narrow:
-            self.add(_MEET)
+            self.add(MEET)
         sinks = [n for n in nodes if body.sinks(n)]
         self._edge_by_edge(
             sinks, [f for f in folds if width(f[0]) > NARROW], [k for k in stores if width(body.roots[k]) > NARROW]
@@ -351,8 +298,8 @@ class _Kernel(Lanes):
         self.unmark(nodes)
         work: list[tuple[tuple, Callable[[Index], None]]] = []
         work += [(n.meta["type"].dims, partial(self._fill, n)) for n in nodes]
-        work += [(r.meta["type"].dims, partial(self._fold_entry, r, name, fold)) for r, name, fold in folds]
-        work += [(self.body.roots[k].meta["type"].dims, partial(self._store_entry, k)) for k in stores]
+        work += [(r.meta["type"].dims, partial(self.fold_entry, r, name, fold)) for r, name, fold in folds]
+        work += [(self.body.roots[k].meta["type"].dims, partial(self.store_entry, k)) for k in stores]
         with self.block("for (int q = lane; q < here; q += G)", "edge"):
             with self.behind_pointers() as lines:
                 for dims, group in itertools.groupby(work, key=lambda each: each[0]):
@@ -373,200 +320,25 @@ class _Kernel(Lanes):
         with self.block("SARC_UNROLL_EDGES for (int q = 0; q < here; ++q)", "edge"):
             with self.behind_pointers() as lines:
                 tasks = [self._sink_task(n) for n in sinks]
-                tasks += [self._fold_task(*f) for f in folds]
-                tasks += [self._put_task(k, "k" if -1 - k in self.scratch else "edges[k]") for k in stores]
+                tasks += [self.accumulate_task(*f) for f in folds]
+                tasks += [self.put_task(k, "k" if -1 - k in self.scratch else "edges[k]") for k in stores]
                 self.spread(tasks)
             self.add("const int64_t k = k0 + q;", "(void)k;", *lines)
         for node in sinks:
             self.mark(node)
         if sinks:
-            self.add(_MEET)
+            self.add(MEET)
 
     def _sink_task(self, node: fx.Node) -> Task:
         if node.target in FEATURE_FOLDS and self.body.is_wide(node.args[0]):
             return self.fold_task(node)
         return self.shared_task(node, vector=1)
 
-    # --- folds
-
-    def _folds(self, sweep: int) -> list[tuple[fx.Node, str, str]]:
-        """(value, accumulator, fold) of everything folded in a sweep: results and the row's own folds."""
-        found = []
-        for k in self.results:
-            root, result = self.body.roots[k], self.program.results[k]
-            if result.kind in ("reduce", "contract") and self.body.passes[root] == sweep:
-                found.append((root, f"a{k}", result.fold if result.kind == "reduce" else "sum"))
-        for node in self.own:
-            if self.body.passes[node] == sweep + 1:
-                found.append((node.args[0], self._fold_name(node), node.args[3]))
-        return found
-
-    def _fold_name(self, node: fx.Node) -> str:
-        return f"{self.stored[node]}_fold"
-
-    def _accumulator(self, root: fx.Node, name: str, fold: str) -> None:
-        """Registers of a fold: a wide one's features over the lanes, a narrow one whole in each lane."""
-        type_ = root.meta["type"]
-        length = self.entries(root) if width(root) > NARROW else str(max(width(root), 1))
-        start = neutral(fold, type_.dtype)
-        self.add(f"{C_TYPES[type_.dtype]} {name}[{length}];")
-        self.add(f"SARC_UNROLL for (int i = 0; i < {length}; ++i) {name}[i] = {start};")
-
-    def _fold_entry(self, root: fx.Node, name: str, fold: str, at: Index) -> None:
-        entry, place = self.value(root).element(at), f"{name}[{linear(at, root.meta['type'].dims)}]"
-        self.add(f"{place} = {COMBINE[fold].format(place, entry)};")
-
-    def _fold_task(self, root: fx.Node, name: str, fold: str) -> Task:
-        value, dims = self.value(root), root.meta["type"].dims
-        vector = self.vector_of(dims)
-        place = f"{name}[j * {vector} + v]"
-
-        def one(at: Index) -> None:
-            entry = value.element(at)
-            self.add(f"{place} = {COMBINE[fold].format(place, entry)};")
-
-        return Task(dims, vector, one)
-
-    # --- what is written
-
-    def _store_entry(self, k: int, at: Index) -> None:
-        root, where = self.body.roots[k], "k" if -1 - k in self.scratch else "edges[k]"
-        entry, offset = self.value(root).element(at), linear(at, root.meta["type"].dims)
-        self.add(f"sarc_put(y{k}[int64_t({where}) * {self._size(k)} + {offset}], {entry});")
-
-    def _put_task(self, k: int, where: str) -> Task:
-        """The features of a value as row `where` of a result."""
-        root = self.body.roots[k]
-        value, dims, kind = self.value(root), root.meta["type"].dims, stored_type(self.program.results[k].type.dtype)
-        vector = self.vector_of(dims)
-
-        def one(at: Index) -> None:
-            entry = value.element(at)
-            self.add(f"sarc_put(y{k}_strip.at[v], {entry});")
-
-        put = f"sarc_write<{vector}>(y{k} + int64_t({where}) * {self._size(k)} + f0, y{k}_strip);"
-        return Task(dims, vector, one, inside=(f"sarc_strip<{kind}, {vector}> y{k}_strip;",), written=(put,))
-
-    def _finish(self, sweep: int) -> None:
-        """Folds of a sweep that ends: results to memory, the row's own to where its values are read."""
-        results = [(k, n) for k, n in self._reduced() if self.body.passes[self.body.roots[k]] == sweep]
-        own = [n for n in self.own if self.body.passes[n] == sweep + 1]
-        if not results and not own:
-            return
-        everything = [(self.body.roots[k], n, self.program.results[k].fold) for k, n in results]
-        everything += [(n.args[0], self._fold_name(n), n.args[3]) for n in own]
-        for root, name, fold in everything:
-            if width(root) <= NARROW:
-                size = max(width(root), 1)
-                self.add(
-                    f"SARC_UNROLL for (int i = 0; i < {size}; ++i) {name}[i] = sarc_{fold}_lanes<G>({name}[i], mask);"
-                )
-        with self.block("if constexpr (HUB)"):
-            for root, name, _ in everything:
-                self._deposit(root, name, f"merged[group].{self._merged_name(name)}")
-            self.add("__syncthreads();")
-            for k, name in results:
-                self._merge(k, name)
-            for node in own:
-                name, kind, size = self.stored[node], C_TYPES[node.meta["type"].dtype], self.array_size(node)
-                with self.block(f"for (int i = threadIdx.x; i < {size}; i += THREADS)"):
-                    self.add(f"{kind} x = merged[0].{name}[i];")
-                    update = COMBINE[node.args[3]].format("x", f"merged[g].{name}[i]")
-                    self.add(f"for (int g = 1; g < GROUPS; ++g) x = {update};", f"merged[GROUPS].{name}[i] = x;")
-            if own:
-                self.add("__syncthreads();")
-            for node in own:
-                name = self.stored[node]
-                every = f"for (int i = lane; i < {self.array_size(node)}; i += G)"
-                self.add(f"{every} s.{name}[i] = merged[GROUPS].{name}[i];")
-        self.add("else {")
-        for k, name in results:
-            self._write(k, name)
-        for node in own:
-            self._deposit(node.args[0], self._fold_name(node), f"s.{self.stored[node]}")
-        self.add("}")
-        for node in own:
-            self.mark(node)
-        if own:
-            self.add(_MEET)
-
-    @staticmethod
-    def _merged_name(name: str) -> str:
-        return name.removesuffix("_fold")
-
-    def _deposit(self, root: fx.Node, name: str, to: str) -> None:
-        """A fold from registers to shared memory."""
-        if width(root) <= NARROW:
-            size = max(width(root), 1)
-            self.add("if (lane == 0) {", f"SARC_UNROLL for (int i = 0; i < {size}; ++i) {to}[i] = {name}[i];", "}")
-            return
-        dims = root.meta["type"].dims
-        vector = self.vector_of(dims)
-        each = lambda at: self.add(f"{to}[f0 + v] = {name}[j * {vector} + v];")  # noqa: E731
-        self.spread([Task(dims, vector, each)])
-
-    def _into(self, k: int) -> list[str]:
-        """Where a row's result goes: its row, or the place of a piece of it."""
-        kind, size = stored_type(self.program.results[k].type.dtype), self._size(k)
-        where = f"slot < 0 ? y{k} + int64_t(target) * {size} : part{k} + int64_t(slot) * {size}"
-        return [f"{kind}* __restrict__ y{k}_at = {where};"]
-
-    def _merge(self, k: int, name: str) -> None:
-        """A hub's result from the folds of the groups, in their order."""
-        fold, kind = self.program.results[k].fold, C_TYPES[self.program.results[k].type.dtype]
-        with self.block(f"for (int i = threadIdx.x; i < {self._size(k)}; i += THREADS)"):
-            self.add(*self._into(k), f"{kind} x = merged[0].{name}[i];")
-            self.add(f"for (int g = 1; g < GROUPS; ++g) x = {COMBINE[fold].format('x', f'merged[g].{name}[i]')};")
-            self.add(f"sarc_put(y{k}_at[i], start ? x : {COMBINE[fold].format(f'sarc_load(y{k}_at[i])', 'x')});")
-
-    def _write(self, k: int, name: str) -> None:
-        """A row's result from registers."""
-        fold, root = self.program.results[k].fold, self.body.roots[k]
-        kind, old = stored_type(self.program.results[k].type.dtype), f"sarc_load(y{k}_strip.at[v])"
-        with self.block():
-            self.add(*self._into(k))
-            if width(root) <= NARROW:
-                old, size = f"sarc_load(y{k}_at[i])", self._size(k)
-                update = f"start ? {name}[i] : {COMBINE[fold].format(old, f'{name}[i]')}"
-                self.add("if (lane == 0) {")
-                self.add(f"SARC_UNROLL for (int i = 0; i < {size}; ++i) sarc_put(y{k}_at[i], {update});", "}")
-                return
-            dims = root.meta["type"].dims
-            vector = self.vector_of(dims)
-            entry = f"{name}[j * {vector} + v]"
-            update = f"start ? {entry} : {COMBINE[fold].format(old, entry)}"
-            inside = (
-                f"sarc_strip<{kind}, {vector}> y{k}_strip;",
-                f"if (!start) y{k}_strip = sarc_read<{vector}>(y{k}_at + f0);",
-            )
-            written = (f"sarc_write<{vector}>(y{k}_at + f0, y{k}_strip);",)
-            each = lambda at: self.add(f"sarc_put(y{k}_strip.at[v], {update});")  # noqa: E731
-            self.spread([Task(dims, vector, each, inside=inside, written=written)])
-
-    def _write_share(self, k: int) -> None:
-        """A group's share of a contraction."""
-        root, size, name = self.body.roots[k], self._size(k), f"a{k}"
-        where = f"y{k} + (share + int64_t(blockIdx.x) * GROUPS + group) * {size}"
-        if width(root) <= NARROW:
-            self.add(
-                f"SARC_UNROLL for (int i = 0; i < {size}; ++i) {name}[i] = sarc_sum_lanes<G>({name}[i], mask);",
-                "if (lane == 0) {",
-                f"SARC_UNROLL for (int i = 0; i < {size}; ++i) ({where})[i] = {name}[i];",
-                "}",
-            )
-            return
-        dims = root.meta["type"].dims
-        vector = self.vector_of(dims)
-        each = lambda at: self.add(f"({where})[f0 + v] = {name}[j * {vector} + v];")  # noqa: E731
-        self.spread([Task(dims, vector, each)])
-
-
 def _all(each: Sequence[Callable[[Index], None]], at: Index) -> None:
     for one in each:
         one(at)
 
 
-_MEET = "sarc_meet(mask);"
 _HEAD = (
     "constexpr int GROUPS = THREADS / G, PITCH = EB + 1;  // features of an edge lie in different banks",
     "__shared__ Group<EB> all[GROUPS];",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -13,16 +13,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sarc.codegen.cuda import NUMBERS, CudaSource, emit_cuda
+from sarc.codegen.cuda import NUMBERS, emit_cuda
+from sarc.codegen.cuda_source import CudaSource
 from sarc.codegen.cuda_traversal import RowsByLength, rows_by_length
 from sarc.codegen.divide import Stage
-from sarc.codegen.kernels import Empty, has_plain_rows, rng_operand, row_lengths, scratch_of, stages_of
+from sarc.codegen.kernels import has_plain_rows, stages_of
 from sarc.codegen.nvcc import Library, Load, load_library
-from sarc.codegen.traversal import PADDING, Traversal, traversal
+from sarc.codegen.staged import Empty, StageCall, StagedKernel, rng_operand, rows_first, written
+from sarc.codegen.traversal import Traversal
 from sarc.codegen.views import NoKernel
 from sarc.errors import BudgetError, CodegenError
 from sarc.ir.dialect import fold_rows, start_value
-from sarc.ir.edge_program import EdgeProgram, Result
+from sarc.ir.edge_program import EdgeProgram
 
 # A contraction has at most this many shares of each kind of rows: fixed, so that its sum depends on the graph alone.
 MOST_SHARES = 4096
@@ -37,7 +39,7 @@ class _Launch:
     library: Library
 
 
-class CudaKernel:
+class CudaKernel(StagedKernel[_Launch]):
     """An EdgeProgram compiled for CUDA: one library a traversal order.
 
     Args:
@@ -50,36 +52,9 @@ class CudaKernel:
     """
 
     def __init__(self, program: EdgeProgram, load: Load = load_library):
-        self.program = program
         self.what = f"kernel {program.name} ({program.loc})"
-        self._scratch = scratch_of(program)
-        self._launches = [_Launch(stage, source, load(source, self.what)) for stage, source in cuda_sources(program)]
-
-    @property
-    def orders(self) -> list[int | None]:
-        """The columns whose traversals a launch needs."""
-        return [launch.stage.order for launch in self._launches]
-
-    @property
-    def sources(self) -> list[CudaSource]:
-        """The generated translation units, in launch order."""
-        return [launch.source for launch in self._launches]
-
-    def fits(self, order: Traversal) -> bool:
-        """Whether a traversal, made for any kernel, serves this one: a row's own folds need the row in one piece."""
-        return not (self.program.own_columns and order.pieces.numel())
-
-    def traverse(
-        self,
-        order: int | None,
-        edges: Tensor | None,
-        length: int,
-        columns: Mapping[int, Tensor],
-        rows: int | None,
-        device: torch.device | str = "cpu",
-    ) -> Traversal:
-        """A block's edges in one of `orders` (see `traversal`)."""
-        return traversal(order, edges, length, columns, rows, split=not self.program.own_columns, device=device)
+        launches = [_Launch(stage, source, load(source, self.what)) for stage, source in cuda_sources(program)]
+        super().__init__(program, launches)
 
     def launch(
         self,
@@ -101,65 +76,37 @@ class CudaKernel:
         """
         try:
             make = partial(torch.empty, device=keys.device) if empty is None else empty
-            self._launch_all(traversals, operands, results, keys, fresh, make)
+            for call in self.calls(traversals, operands, results, keys, make):
+                self._run(call, keys, fresh)
         except torch.OutOfMemoryError as error:
             raise BudgetError(
                 f"{self.what}: the device's memory does not hold what its launch needs: {str(error).splitlines()[0]}; "
                 f"partition into more parts"
             ) from error
 
-    def workspace(self, edges: int, operands: Sequence[Tensor], results: Sequence[Tensor]) -> int:
-        """Most bytes that a launch needs beside operands, results and traversals (see `CppKernel.workspace`)."""
-        scratch = [torch.empty(row_lengths(t, edges + PADDING), dtype=t.dtype, device="meta") for t in self._scratch]
-        most = 0
-        for launch in self._launches:
-            stage = launch.stage
-            given = [operands[k] if k >= 0 else scratch[-1 - k] for k in stage.operands]
-            made = [results[k] if k >= 0 else scratch[-1 - k] for k in stage.results]
-            axes = [o.axis for o in stage.program.operands] + [r.axis for r in stage.program.results]
-            tables = [x if a is None else x.movedim(a, 0) for x, a in zip(given + made, axes, strict=True)]
-            most = max(most, sum(x.nbytes for x in tables if not x.is_contiguous()))
-        return sum(x.nbytes for x in scratch) + most
-
-    def _launch_all(self, traversals, operands, results, keys: Tensor, fresh: bool, empty: Empty) -> None:
-        length = max((t.edges.numel() for t in traversals), default=0)
-        scratch = [empty(row_lengths(t, length), dtype=t.dtype) for t in self._scratch]
-        for launch, order in zip(self._launches, traversals, strict=True):
-            given = [operands[k] if k >= 0 else scratch[-1 - k] for k in launch.stage.operands]
-            made = [results[k] if k >= 0 else scratch[-1 - k] for k in launch.stage.results]
-            positions = order.edges
-            if any(k < 0 for k in launch.stage.operands):
-                positions = order.positions_in(traversals[0], keys.numel())
-            self._run(launch, order, positions, given, made, keys, fresh)
-
-    def _run(
-        self, launch: _Launch, order: Traversal, positions: Tensor, operands, results, keys: Tensor, fresh: bool
-    ) -> None:
-        program, source = launch.stage.program, launch.source
+    def _run(self, call: StageCall[_Launch], keys: Tensor, fresh: bool) -> None:
+        program, source, order = call.launch.stage.program, call.launch.source, call.order
         count = _Count.of(source, program, order)
         if count.nothing:
             return
-        tables = [
-            _aligned(x.movedim(o.axis, 0) if o.axis is not None else x)
-            for x, o in zip(operands, program.operands, strict=True)
-        ]
+        tables = [_aligned(rows_first(x, o.axis)) for x, o in zip(call.operands, program.operands, strict=True)]
         after: list[Callable[[], object]] = []
         outs: list[Tensor] = []
         for k in source.results:
-            outs += _out(program.results[k], results[k], count.shares, order, after, fresh)
+            outs += written(program.results[k], call.results[k], count.shares, order, after, fresh, _aligned, _merge)
         used = sorted(program.columns_used("gather") | program.columns_used("reduce"))
         keys = order.ordered(keys) if source.draws else keys
-        tensors = [count.rows, order.starts, order.targets, order.slots, order.edges, positions, keys]
+        tensors = [count.rows, order.starts, order.targets, order.slots, order.edges, call.positions, keys]
         tensors += [order.columns[c] for c in used] + tables + outs
         rng = rng_operand(program)
-        seed, step = (0, 0) if rng is None else operands[rng].tolist()
+        seed, step = (0, 0) if rng is None else call.operands[rng].tolist()
         numbers = [*count.counts, *count.each, seed, step, int(fresh), keys.device.index or 0]
         assert len(numbers) == len(NUMBERS)
         pointers = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
         with _on(keys.device) as stream:
-            status = launch.library.launch(pointers, (ctypes.c_int64 * len(numbers))(*numbers), stream)
+            status = call.launch.library.launch(pointers, (ctypes.c_int64 * len(numbers))(*numbers), stream)
         if status:
-            self._fail(status, launch.library)
+            self._fail(status, call.launch.library)
         for finish in after:
             finish()
 
@@ -236,30 +183,7 @@ def _aligned(table: Tensor) -> Tensor:
     return table if table.data_ptr() % ALIGNMENT == 0 else table.clone()
 
 
-def _out(
-    result: Result, into: Tensor, shares: int, order: Traversal, after: list[Callable[[], object]], fresh: bool
-) -> tuple[Tensor, Tensor]:
-    """What a kernel writes for a result: rows first, contiguous and aligned, and the pieces of long rows."""
-    if result.kind == "contract":
-        dtype = torch.float32 if into.dtype.is_floating_point and into.dtype.itemsize == 2 else into.dtype
-        made = torch.zeros((shares, *into.shape), dtype=dtype, device=into.device)
-        after.append(lambda: into.add_(made.sum(0)))
-        return made, made
-    moved = into.movedim(result.axis or 0, 0)
-    dense = _aligned(moved)
-    pieces = dense[:0]
-    if result.kind == "reduce" and order.pieces.numel():
-        start = start_value(result.fold, dense.dtype)
-        pieces = torch.full((order.pieces.numel(), *dense.shape[1:]), start, dtype=dense.dtype, device=dense.device)
-        if fresh:  # no kernel visits a split row as a whole
-            dense[order.pieces] = start
-        after.append(lambda: _merge(dense, order, pieces, result.fold))
-    if dense is not moved:
-        after.append(lambda: moved.copy_(dense))
-    return dense, pieces
-
-
-def _merge(into: Tensor, order: Traversal, pieces: Tensor, fold: str) -> None:
+def _merge(into: Tensor, pieces: Tensor, order: Traversal, fold: str) -> None:
     """Fold the pieces of long rows, in the pieces' order, all rows at once."""
     rows, table = _pieces_of_rows(order)
     start = pieces.new_full((1, *pieces.shape[1:]), start_value(fold, pieces.dtype))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sarc.codegen.cpp import Source
-from sarc.codegen.cuda import CudaSource
 from sarc.codegen.cuda_kernels import cuda_sources
+from sarc.codegen.cuda_source import CudaSource
 from sarc.codegen.kernels import has_plain_rows, sources_of
 from sarc.codegen.views import NoKernel
 from sarc.ir.edge_program import EdgeProgram

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,13 +14,12 @@ from torch import Tensor
 from sarc.codegen.build import build
 from sarc.codegen.cpp import Pack, Source, emit
 from sarc.codegen.divide import Stage, divide
-from sarc.codegen.traversal import PADDING, Traversal, traversal
+from sarc.codegen.staged import Empty, StageCall, StagedKernel, rng_operand, rows_first, written
+from sarc.codegen.traversal import Traversal
 from sarc.codegen.views import NoKernel
-from sarc.ir.dialect import UNIFORM, fold_rows, start_value
-from sarc.ir.edge_program import EdgeProgram, Result
-from sarc.ir.space import Rows, ValueType
-
-Empty = Callable[..., Tensor]
+from sarc.ir.dialect import fold_rows
+from sarc.ir.edge_program import EdgeProgram
+from sarc.ir.space import Rows
 
 
 @dataclass(frozen=True)
@@ -31,40 +31,13 @@ class _Launch:
     launcher: Callable[..., None]
 
 
-class CppKernel:
+class CppKernel(StagedKernel[_Launch]):
     """An EdgeProgram compiled for the CPU: one library a traversal order."""
 
     def __init__(self, program: EdgeProgram):
-        self.program = program
-        self._scratch = divide(program)[1]
         what = f"kernel {program.name} ({program.loc})"
-        self._launches = [_Launch(stage, source, _launcher(source, what)) for stage, source in sources_of(program)]
-
-    @property
-    def orders(self) -> list[int | None]:
-        """The columns whose traversals a launch needs."""
-        return [launch.stage.order for launch in self._launches]
-
-    @property
-    def sources(self) -> list[Source]:
-        """The generated translation units, in launch order."""
-        return [launch.source for launch in self._launches]
-
-    def fits(self, order: Traversal) -> bool:
-        """Whether a traversal, made for any kernel, serves this one: a row's own folds need the row in one piece."""
-        return not (self.program.own_columns and order.pieces.numel())
-
-    def traverse(
-        self,
-        order: int | None,
-        edges: Tensor | None,
-        length: int,
-        columns: Mapping[int, Tensor],
-        rows: int | None,
-        device: torch.device | str = "cpu",
-    ) -> Traversal:
-        """A block's edges in one of `orders` (see `traversal`)."""
-        return traversal(order, edges, length, columns, rows, split=not self.program.own_columns, device=device)
+        launches = [_Launch(stage, source, _launcher(source, what)) for stage, source in sources_of(program)]
+        super().__init__(program, launches)
 
     def launch(
         self,
@@ -85,71 +58,35 @@ class CppKernel:
             fresh: whether the accumulators hold nothing yet; the traversals then visit every row.
             empty: makes what the launch alone needs (see `workspace`).
         """
-        length = max((t.edges.numel() for t in traversals), default=0)
-        scratch = [empty(row_lengths(t, length), dtype=t.dtype) for t in self._scratch]
-        for launch, order in zip(self._launches, traversals, strict=True):
-            given = [operands[k] if k >= 0 else scratch[-1 - k] for k in launch.stage.operands]
-            made = [results[k] if k >= 0 else scratch[-1 - k] for k in launch.stage.results]
-            positions = order.edges
-            if any(k < 0 for k in launch.stage.operands):
-                positions = order.positions_in(traversals[0], keys.numel())
-            _run(launch, order, positions, given, made, keys, fresh, empty)
+        for call in self.calls(traversals, operands, results, keys, empty):
+            _run(call, keys, fresh, empty)
 
-    def workspace(self, edges: int, operands: Sequence[Tensor], results: Sequence[Tensor]) -> int:
-        """Most bytes that a launch needs beside operands, results and traversals.
-
-        Args:
-            edges: number of edges of the block.
-            operands, results: tables, or stand-ins of their shapes and strides.
-        """
-        scratch = [torch.empty(row_lengths(t, edges + PADDING), dtype=t.dtype, device="meta") for t in self._scratch]
-        most = 0
-        for launch in self._launches:
-            stage, source = launch.stage, launch.source
-            given = [operands[k] if k >= 0 else scratch[-1 - k] for k in stage.operands]
-            made = [results[k] if k >= 0 else scratch[-1 - k] for k in stage.results]
-            axes = [o.axis for o in stage.program.operands] + [r.axis for r in stage.program.results]
-            tables = [_rows_first(x, axis) for x, axis in zip(given + made, axes, strict=True)]
-            needed = sum(x.nbytes for x in tables if not x.is_contiguous())
-            for pack in source.packs:
-                first = tables[pack.operands[0][0]]
-                needed += first.shape[0] * pack.width * first.element_size()
-            most = max(most, needed)
-        return sum(x.nbytes for x in scratch) + most
+    def packed_bytes(self, launch: _Launch, tables: Sequence[Tensor]) -> int:
+        first = [(tables[pack.operands[0][0]], pack.width) for pack in launch.source.packs]
+        return sum(table.shape[0] * width * table.element_size() for table, width in first)
 
 
-def _rows_first(table: Tensor, axis: int | None) -> Tensor:
-    return table.movedim(axis, 0) if axis is not None else table
-
-
-def _run(
-    launch: _Launch, order: Traversal, positions: Tensor, operands, results, keys: Tensor, fresh: bool, empty: Empty
-) -> None:
-    program, source = launch.stage.program, launch.source
+def _run(call: StageCall[_Launch], keys: Tensor, fresh: bool, empty: Empty) -> None:
+    program, source, order = call.launch.stage.program, call.launch.source, call.order
     chunks = order.bounds.numel() - 1
     if chunks <= 0:
         return
-    tables = [_dense(_rows_first(x, o.axis), empty) for x, o in zip(operands, program.operands, strict=True)]
+    dense_of = partial(_dense, empty=empty)
+    tables = [dense_of(rows_first(x, o.axis)) for x, o in zip(call.operands, program.operands, strict=True)]
     after: list[Callable[[], object]] = []
     outs: list[Tensor] = []
     for k in source.results:
-        outs += _out(program.results[k], results[k], chunks, order, after, fresh, empty)
+        outs += written(program.results[k], call.results[k], chunks, order, after, fresh, dense_of, _merge)
     keys = order.ordered(keys) if source.draws else keys
     used = sorted(program.columns_used("gather") | program.columns_used("reduce"))
-    tensors = [order.bounds, order.starts, order.targets, order.slots, order.edges, positions, keys]
+    tensors = [order.bounds, order.starts, order.targets, order.slots, order.edges, call.positions, keys]
     tensors += [order.columns[c] for c in used] + tables + [_pack(p, tables, empty) for p in source.packs] + outs
     pointers = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
     rng = rng_operand(program)
-    numbers = [0, 0] if rng is None else operands[rng].tolist()
-    launch.launcher(pointers, (ctypes.c_int64 * 5)(chunks, *numbers, torch.get_num_threads(), int(fresh)))
+    numbers = [0, 0] if rng is None else call.operands[rng].tolist()
+    call.launch.launcher(pointers, (ctypes.c_int64 * 5)(chunks, *numbers, torch.get_num_threads(), int(fresh)))
     for finish in after:
         finish()
-
-
-def rng_operand(program: EdgeProgram) -> int | None:
-    """The operand that holds seed and step of a program's draws."""
-    placeholders = [n for n in program.body.nodes if n.op == "placeholder"]
-    return next((k for k, n in enumerate(placeholders) if any(u.target is UNIFORM for u in n.users)), None)
 
 
 def _dense(table: Tensor, empty: Empty) -> Tensor:
@@ -166,38 +103,9 @@ def _pack(pack: Pack, tables: Sequence[Tensor], empty: Empty) -> Tensor:
     return packed
 
 
-def _out(
-    result: Result,
-    into: Tensor,
-    chunks: int,
-    order: Traversal,
-    after: list[Callable[[], object]],
-    fresh: bool,
-    empty: Empty,
-) -> tuple[Tensor, Tensor]:
-    """What a kernel writes for a result: rows first and contiguous, and the pieces of long rows."""
-    if result.kind == "contract":
-        dtype = torch.float32 if into.dtype.is_floating_point and into.dtype.itemsize == 2 else into.dtype
-        shares = torch.zeros((chunks, *into.shape), dtype=dtype)
-        after.append(lambda: into.add_(shares.sum(0)))
-        return shares, shares
-    moved = into.movedim(result.axis or 0, 0)
-    dense = _dense(moved, empty)
-    pieces = dense[:0]
-    if result.kind == "reduce" and order.pieces.numel():
-        start = start_value(result.fold, dense.dtype)
-        pieces = torch.full((order.pieces.numel(), *dense.shape[1:]), start, dtype=dense.dtype)
-        if fresh:  # no kernel visits a split row as a whole
-            dense[order.pieces] = start
-        after.append(lambda: _merge(dense, order.pieces, pieces, result.fold))
-    if dense is not moved:
-        after.append(lambda: moved.copy_(dense))
-    return dense, pieces
-
-
-def _merge(into: Tensor, rows: Tensor, pieces: Tensor, fold: str) -> None:
+def _merge(into: Tensor, pieces: Tensor, order: Traversal, fold: str) -> None:
     """Fold the pieces of long rows, one after another: the order does not depend on threads."""
-    for row, piece in zip(rows.tolist(), pieces, strict=True):
+    for row, piece in zip(order.pieces.tolist(), pieces, strict=True):
         fold_rows(into, 0, torch.tensor([row]), piece[None], fold)
 
 
@@ -206,11 +114,6 @@ def _launcher(source: Source, what: str) -> Callable[..., None]:
     launcher.restype = None
     launcher.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     return launcher
-
-
-def row_lengths(type_: ValueType, rows: int) -> list[int]:
-    """The shape of a tensor of a type, for given numbers of rows."""
-    return [rows if isinstance(d, Rows) else d for d in type_.dims]
 
 
 def compile_kernels(programs: Sequence[EdgeProgram]) -> dict[str, CppKernel]:
@@ -251,11 +154,6 @@ def stages_of(program: EdgeProgram) -> list[tuple[Stage, tuple[int, ...], frozen
         scratch |= {-1 - k for k, place in enumerate(stage.results) if place < 0}
         found.append((stage, tuple(range(len(stage.program.results))), frozenset(scratch)))
     return found
-
-
-def scratch_of(program: EdgeProgram) -> list[ValueType]:
-    """Types of the tensors that the stages of a program leave each other."""
-    return divide(program)[1]
 
 
 def has_plain_rows(program: EdgeProgram) -> bool:

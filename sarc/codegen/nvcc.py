@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from sarc.codegen.build import Toolchain, build_with, cache_directory
-from sarc.codegen.cuda import CudaSource
+from sarc.codegen.cuda_source import CudaSource
 from sarc.errors import CodegenError
 
 FLAGS = (

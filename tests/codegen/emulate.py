@@ -7,8 +7,8 @@ import functools
 from pathlib import Path
 
 from sarc.codegen.build import Toolchain, build_with, compiler
-from sarc.codegen.cuda import CudaSource
 from sarc.codegen.cuda_prelude import FUNCTIONS
+from sarc.codegen.cuda_source import CudaSource
 from sarc.codegen.nvcc import Library
 
 FLAGS = ("-O1", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-w")

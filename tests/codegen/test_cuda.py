@@ -132,7 +132,8 @@ def test_models(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_meeting_that_is_missing_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """The emulation is no rubber stamp: without its meetings a kernel's results depend on the order of threads."""
-    monkeypatch.setattr("sarc.codegen.cuda._MEET", "")
+    for module in ("cuda", "cuda_folds"):
+        monkeypatch.setattr(f"sarc.codegen.{module}.MEET", "")
     with pytest.raises(AssertionError):
         compare(Drawn(2, 64, (("dot", 0, 1), ("weigh", 0, 0)), ("sum to dst",)), SMALL)
 
@@ -150,6 +151,7 @@ def test_a_failed_launch_names_kernel_line_and_source(status: int, kind: type[Ex
 
 
 def test_a_lane_that_stays_away_fails_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sarc.codegen.cuda._MEET", "if (lane != 1) sarc_meet(mask);")
+    for module in ("cuda", "cuda_folds"):
+        monkeypatch.setattr(f"sarc.codegen.{module}.MEET", "if (lane != 1) sarc_meet(mask);")
     with pytest.raises(CodegenError, match="kernel drawn \\(model.py:1\\): its launch failed: threads wait"):
         compare(Drawn(2, 64, (("dot", 0, 1), ("weigh", 0, 0)), ("sum to dst",)), SMALL)

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import sarc
-from sarc.codegen.cuda import CudaSource
 from sarc.codegen.cuda_kernels import CudaKernel, build_ahead, cuda_sources
 from sarc.codegen.cuda_prelude import FUNCTIONS, RUNTIME
+from sarc.codegen.cuda_source import CudaSource
 from sarc.codegen.expression import _BINARY, _COMPARE, _UNARY, C_TYPES, scalar
 from sarc.codegen.nvcc import FLAGS, known_architectures, load_library, nvcc, parse_usage, toolchain, usage
 from sarc.codegen.warn_once import warn_once
