@@ -80,12 +80,18 @@ class Gat(nn.Module):
             layer.heads,
             negative_slope=layer.negative_slope,
             allow_zero_in_degree=True,
+            bias=layer.concat,
         )
         self.conv.fc, self.conv.attn_l, self.conv.attn_r = layer.lin, layer.att_src, layer.att_dst
-        self.conv.bias = layer.bias
+        self.concat = layer.concat
+        if self.concat:
+            self.conv.bias = layer.bias
+        else:
+            self.mean_bias = layer.bias
 
     def forward(self, x: Tensor, graph: Graph) -> Tensor:
-        return self.conv(dgl_graph(graph), x).flatten(1)
+        heads = self.conv(dgl_graph(graph), x)
+        return heads.flatten(1) if self.concat else heads.mean(1) + self.mean_bias
 
 
 class Gatv2(nn.Module):

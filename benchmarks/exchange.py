@@ -4,7 +4,8 @@
     torchrun --standalone --nproc-per-node 4 -m benchmarks.exchange --only GAT --exchange sar --objective bytes
 
 Three layers of equal width and a last one to 47 classes, 50,000 nodes, 1,050,000 edges (one in 21 a self loop), parts
-from METIS, x without a gradient. "sar" is the scheme of the SAR paper (arXiv 2111.06483). A rank uses one thread.
+from METIS, x without a gradient. "sar" is the scheme of the SAR paper (arXiv 2111.06483). A rank uses one thread; "DGL"
+is the whole graph in rank 0 with `--dgl-threads` threads, while the others wait.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import sarc
+from benchmarks.dgl_layers import as_dgl
 from benchmarks.graphs import KINDS, Graph, draw
 from benchmarks.options import Options, set_threads
 from benchmarks.report import Report
@@ -31,7 +33,8 @@ CLASSES = 47
 WARM_UPS = 2
 WAITING = ("Wait", "Finish", "AllReduce", "AllToAll", "PostRecv", "Send")
 COLUMNS = (
-    "exchange", "objective", "sent MiB", "of sar", "once MiB", "kept MiB", "planned MiB", "messages",
+    "exchange", "objective", "prefetch", "of DGL's time", "sent MiB",
+    "of sar", "once MiB", "kept MiB", "planned MiB", "messages",
     "all-reduced MiB", "ms", "low", "high", "exchange ms", "cpu ms", "error",
 )  # fmt: skip
 
@@ -132,24 +135,56 @@ def train(compiled: nn.Module, shard: sarc.Shard, repeat: int) -> Epochs:
     )  # fmt: skip
 
 
+def train_whole(model: nn.Module, x: Tensor, y: Tensor, graph: Graph, threads: int, repeat: int) -> tuple[float, float]:
+    """Train on the whole graph with DGL on rank 0 while the others wait; median seconds of an epoch, last loss."""
+    found = [0.0, 0.0]
+    if dist.get_rank() == 0:
+        set_threads(threads)
+        layers = Model([as_dgl(layer) for layer in model.layers])  # type: ignore[union-attr]
+        optimizer, seconds = torch.optim.Adam(layers.parameters(), lr=1e-3), []
+        for _ in range(WARM_UPS + repeat):
+            started = time.perf_counter()
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(layers(x, graph), y)
+            loss.backward()
+            optimizer.step()
+            seconds.append(time.perf_counter() - started)
+        found = [statistics.median(seconds[WARM_UPS:]), loss.item()]
+        set_threads(1)
+    dist.broadcast_object_list(found, 0)
+    return found[0], found[1]
+
+
 def run(
-    graph: Graph, options: Options, exchanges: tuple[str, ...], objectives: tuple[str, ...], report: Report
+    graph: Graph,
+    options: Options,
+    exchanges: tuple[str, ...],
+    objectives: tuple[str, ...],
+    prefetches: tuple[int, ...],
+    dgl_threads: int,
+    report: Report,
 ) -> None:
     """Every model with every way of exchanging; rank 0 reports means over ranks."""
     random = torch.Generator().manual_seed(1)
     x = torch.randn(graph.num_nodes, options.width, generator=random)
     y = torch.randint(CLASSES, (graph.num_nodes,), generator=random)
     parts = sarc.partition(graph.edge_index, num_nodes=graph.num_nodes, num_parts=dist.get_world_size(), seed=0)
-    shard = parts.shard(dist.get_rank(), x=x, y=y)
+    shard, where = parts.shard(dist.get_rank(), x=x, y=y), f"{graph}, {dist.get_world_size()} ranks"
     for name in models(options.width, options.heads):
         if not options.wants(name):
             continue
         losses: list[float] = []
-        base = 0.0
-        for exchange, objective in ways(exchanges, objectives):
+        base = whole = 0.0
+        if dgl_threads:
             model = models(options.width, options.heads)[name]
-            settings = {"exchange": exchange, "objective": objective, "backend": options.backend}
-            compiled = sarc.compile(model, shard.partitions, **settings)
+            whole, loss = train_whole(model, x, y, graph, dgl_threads, options.repeat)
+            losses.append(loss)
+            if dist.get_rank() == 0:
+                report.add(graph=where, case=name, exchange="DGL, whole graph", ms=1e3 * whole)
+        for exchange, objective, prefetch in ways(exchanges, objectives, prefetches):
+            model = models(options.width, options.heads)[name]
+            settings = {"exchange": exchange, "objective": objective, "prefetch": prefetch}
+            compiled = sarc.compile(model, shard.partitions, backend=options.backend, **settings)
             mine = train(compiled, shard, options.repeat)
             everyone: list[Epochs] = [mine] * dist.get_world_size()
             dist.all_gather_object(everyone, mine)
@@ -158,21 +193,30 @@ def run(
                 found = row(exchange, everyone)
                 base = found["sent MiB"] if exchange == "sar" else base  # type: ignore[assignment]
                 found["of sar"] = found["sent MiB"] / base if base else None  # type: ignore[operator]
-                found |= {"objective": objective, "error": abs(mine.loss - losses[0])}
-                report.add(graph=f"{graph}, {dist.get_world_size()} ranks", case=name, **found)
+                found |= {"objective": objective, "prefetch": prefetch, "error": abs(mine.loss - losses[0])}
+                found["of DGL's time"] = statistics.median(slowest_of(everyone)) / whole if whole else None
+                report.add(graph=where, case=name, **found)
         if dist.get_rank() == 0:
             report.show()
 
 
-def ways(exchanges: tuple[str, ...], objectives: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Ways to exchange with each objective; the paper's scheme knows none."""
-    return [(e, o) for e in exchanges for o in (objectives[:1] if e == "sar" else objectives)]
+def ways(
+    exchanges: tuple[str, ...], objectives: tuple[str, ...], prefetches: tuple[int, ...]
+) -> list[tuple[str, str, int]]:
+    """Ways to exchange with each objective and prefetch; the paper's scheme knows no objective."""
+    each = [(e, o) for e in exchanges for o in (objectives[:1] if e == "sar" else objectives)]
+    return [(e, o, p) for e, o in each for p in prefetches]
+
+
+def slowest_of(everyone: list[Epochs]) -> list[float]:
+    """Seconds of the slowest rank of each epoch, in order."""
+    return sorted(map(max, zip(*(e.seconds for e in everyone), strict=True)))
 
 
 def row(exchange: str, everyone: list[Epochs]) -> dict[str, object]:
     """Means over ranks; times are those of the slowest rank of each epoch."""
     mib = 1 << 20
-    slowest = sorted(map(max, zip(*(e.seconds for e in everyone), strict=True)))
+    slowest = slowest_of(everyone)
     low, high = slowest[len(slowest) // 4], slowest[(3 * len(slowest)) // 4]
     return {
         "exchange": exchange,
@@ -213,15 +257,25 @@ def graphs(options: Options, kind: str) -> Iterator[Graph]:
               show_default=True)
 @click.option("--objective", "objectives", multiple=True, type=click.Choice(OBJECTIVES), default=("time", "bytes"))
 @click.option("--backend", default="auto", show_default=True, help="Of sarc.compile.")
+@click.option("--prefetch", "prefetches", multiple=True, type=click.IntRange(0), default=(1,), show_default=True,
+              help="Chunks posted ahead; may be repeated.")
+@click.option("--dgl-threads", default=2, show_default=True, help="Of DGL on the whole graph; 0 leaves it out.")
 @click.option("--json", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write results.")
-def main(exchanges: tuple[str, ...], objectives: tuple[str, ...], graph: str, **given) -> None:
+def main(
+    exchanges: tuple[str, ...],
+    objectives: tuple[str, ...],
+    graph: str,
+    prefetches: tuple[int, ...],
+    dgl_threads: int,
+    **given,
+) -> None:
     """Bytes and time of an epoch over ranks; start it with torchrun."""
     options = Options(graph=graph, threads=1, **given)
     set_threads(1)
     sarc.init_distributed()
     report = Report("exchange", options, COLUMNS)
     for drawn in graphs(options, graph):
-        run(drawn, options, exchanges, objectives, report)
+        run(drawn, options, exchanges, objectives, prefetches, dgl_threads, report)
     dist.destroy_process_group()
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch.fx as fx
 
 from sarc.codegen.body import Body, features, width
+from sarc.codegen.cpp_source import Pack, Source
 from sarc.codegen.expression import C_TYPES, STORED_WIDE, literal, stored_type
 from sarc.codegen.loops import Loop, indent, loop_over_edges, spell
 from sarc.codegen.lower import Lowering
@@ -26,41 +26,6 @@ from sarc.ir.edge_program import EdgeProgram, fold_to_rows
 
 AHEAD, AHEAD_NARROW = 8, 32
 LINE = 64
-
-
-@dataclass(frozen=True)
-class Pack:
-    """Narrow operands gathered by one column, side by side in the rows of one table.
-
-    Attributes:
-        operands: (operand, first feature) pairs.
-        width: features of a row: a power of two, so that a row lies in one cache line.
-    """
-
-    operands: tuple[tuple[int, int], ...]
-    width: int
-
-
-@dataclass(frozen=True)
-class Source:
-    """One kernel: a traversal of a block.
-
-    Attributes:
-        name: symbol of the launcher.
-        text: the translation unit.
-        order: index of the column that groups the edges, or None for edge order.
-        results: indices of the program's results that this kernel makes.
-        packs: tables it reads instead of the operands that they hold.
-        draws: whether it reads row keys.
-        positions: whether it reads or writes edge rows in the order of another traversal.
-    """
-
-    name: str
-    text: str
-    order: int | None
-    results: tuple[int, ...]
-    packs: tuple[Pack, ...]
-    draws: bool
 
 
 def emit(

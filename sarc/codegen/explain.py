@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sarc.codegen.cpp import Source
+from sarc.codegen.cpp_source import Source
 from sarc.codegen.cuda_kernels import cuda_sources
 from sarc.codegen.cuda_source import CudaSource
 from sarc.codegen.kernels import has_plain_rows, sources_of

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sarc.codegen.build import build
-from sarc.codegen.cpp import Pack, Source, emit
+from sarc.codegen.cpp import emit
+from sarc.codegen.cpp_source import Pack, Source
 from sarc.codegen.divide import Stage, divide
 from sarc.codegen.staged import Empty, StageCall, StagedKernel, rng_operand, rows_first, written
 from sarc.codegen.traversal import Traversal

@@ -1,0 +1,39 @@
+"""Source: a generated C++ kernel and the tables it reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Narrow operands gathered by one column, side by side in the rows of one table.
+
+    Attributes:
+        operands: (operand, first feature) pairs.
+        width: features of a row: a power of two, so that a row lies in one cache line.
+    """
+
+    operands: tuple[tuple[int, int], ...]
+    width: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """One kernel: a traversal of a block.
+
+    Attributes:
+        name: symbol of the launcher.
+        text: the translation unit.
+        order: index of the column that groups the edges, or None for edge order.
+        results: indices of the program's results that this kernel makes.
+        packs: tables it reads instead of the operands that they hold.
+        draws: whether it reads row keys.
+    """
+
+    name: str
+    text: str
+    order: int | None
+    results: tuple[int, ...]
+    packs: tuple[Pack, ...]
+    draws: bool
