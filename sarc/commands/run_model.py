@@ -14,12 +14,12 @@ from torch import Tensor
 from sarc.codegen.build import require_compiler
 from sarc.commands.find_model import Found, find_model
 from sarc.commands.make_inputs import GENERATED, Inputs, make_inputs
-from sarc.compiler import Pipeline
 from sarc.frontends.check_options import check_options
 from sarc.ir.exchange import ExchangeOptions
 from sarc.ir.print import format_program
 from sarc.ir.program import Program
 from sarc.partition import Partitions, partition
+from sarc.pipeline import Pipeline
 from sarc.runtime.logs import logs_from_environment
 from sarc.runtime.module import CompiledModule
 
