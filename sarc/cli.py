@@ -85,7 +85,7 @@ def _about_a_model(command: Callable[..., None]) -> Callable[..., None]:
             "--objective", default="time", show_default=True, type=click.Choice(["time", "bytes", "memory"]),
             help="What decides it.",
         ),
-        click.option("--memory-budget", metavar="SIZE", help="Of a step on one part: 8GiB, or bytes."),
+        click.option("--memory-budget", metavar="SIZE", help="Of a step on one part, with a unit: 8GiB."),
         click.option("--offload", type=click.Choice(["disk"]), help="Large tensors of a step lie in files."),
     ]  # fmt: skip
 
