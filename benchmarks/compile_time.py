@@ -16,7 +16,7 @@ from rich.table import Table
 from torch_geometric.nn.models import GAT
 
 import sarc
-from sarc.compiler import Pipeline
+from sarc.pipeline import Pipeline
 
 
 def main() -> None:

@@ -37,13 +37,15 @@ def main() -> None:
 
 
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of text.")
-_backend = click.option(
-    "--backend",
-    type=click.Choice(["reference", "cpp"]),
-    default="reference",
-    show_default=True,
-    help="How parts compute.",
-)
+
+
+def _backend(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(
+        "--backend", type=click.Choice(["auto", "cpp", "reference"]), default=default, show_default=True,
+        help="How parts compute: as kernels where they have one, or in plain torch.",
+    )  # fmt: skip
+
+
 _data = click.option(
     "--data",
     default="generated",
@@ -83,18 +85,23 @@ def _about_a_model(command: Callable[..., None]) -> Callable[..., None]:
             "--objective", default="time", show_default=True, type=click.Choice(["time", "bytes", "memory"]),
             help="What decides it.",
         ),
+        click.option("--memory-budget", metavar="SIZE", help="Of a step on one part, with a unit: 8GiB."),
+        click.option("--offload", type=click.Choice(["disk"]), help="Large tensors of a step lie in files."),
     ]  # fmt: skip
 
     def run(
         model: str, specs: tuple[str, ...], data: str, nodes: int, parts: int, method: str | None, evaluation: bool,
         spaces: tuple[str, ...], prefetch: int, exchange: str, placement: str, objective: str,
-        backend: str = "reference", **rest: Any,
+        memory_budget: str | None, offload: str | None, backend: str = "reference", **rest: Any,
     ) -> None:  # fmt: skip
         from sarc.commands.run_model import Wanted
 
         named = dict(_space(s) for s in spaces)
         training = not evaluation
-        how = {"exchange": exchange, "placement": placement, "objective": objective}
+        how: dict[str, Any] = {
+            "exchange": exchange, "placement": placement, "objective": objective, "memory_budget": memory_budget,
+            "offload": offload,
+        }  # fmt: skip
         command(Wanted(model, specs, data, nodes, parts, method, backend, training, prefetch, named, **how), **rest)
 
     run.__doc__, run.__name__ = command.__doc__, command.__name__
@@ -122,6 +129,7 @@ def _space(text: str) -> tuple[str, str | None]:
 @click.option("--diff", is_flag=True, help="What every pass (or that of --after) changed.")
 @click.option("--all", "everything", is_flag=True, help="After every pass.")
 @click.option("--after", metavar="PASS", help="After this pass; without it, what the parts run.")
+@_backend("reference")
 @_about_a_model
 def dump(
     wanted: Wanted, as_json: bool, after: str | None, everything: bool, diff: bool, format_: str, **rest: Any
@@ -151,7 +159,7 @@ def run_pass(file: str, names: tuple[str, ...], stage: str | None, wrt: tuple[st
 @main.command()
 @_json
 @click.option("--run", is_flag=True, help="Also measure one step: memory, and predicted against measured.")
-@_backend
+@_backend("auto")
 @_about_a_model
 def plan(wanted: Wanted, run: bool, as_json: bool) -> None:
     """Print what a step exchanges, stores and keeps, edge program by edge program."""
@@ -215,7 +223,7 @@ def partition(data: str, nodes: int, parts: int, method: str | None, seed: int, 
 @main.command()
 @_json
 @click.option("-o", "--out", default="sarc-report.html", show_default=True, help="The file to write.")
-@_backend
+@_backend("auto")
 @_about_a_model
 def report(wanted: Wanted, out: str, as_json: bool) -> None:
     """Measure one step and write an HTML page: programs, exchange, timeline, memory, kernels."""

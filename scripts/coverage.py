@@ -62,8 +62,8 @@ class Row:
 
 def examine(case) -> Row:
     """Compile a case, compare one training step, count its traversals and stored edge tensors."""
+    from sarc.backend import edge_programs
     from sarc.codegen.coverage import scalar_form
-    from sarc.compiler import edge_programs
     from sarc.runtime.replay import replay
     from tests.equivalence.case import standard_cut
     from tests.equivalence.compare import observe, pair, worst

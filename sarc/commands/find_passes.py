@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import sarc.passes
-from sarc.compiler import Pipeline
 from sarc.errors import CommandError
 from sarc.ir.program import Program
+from sarc.pipeline import Pipeline
 
 LEVELS = ("forward", "joint", "partitioned")
 _HEAD = re.compile(r"([a-z][a-z0-9-]*): (.*)")

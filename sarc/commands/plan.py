@@ -8,16 +8,19 @@ from sarc.commands.output import as_records, write_json, write_lines, write_tabl
 from sarc.commands.run_model import Session
 from sarc.ir.placement import Choice
 from sarc.runtime.memory_log import CATEGORIES
+from sarc.runtime.memory_plan import GROUPS
 from sarc.runtime.profile import PartRun, Profile, profile
 
 _EDGES = ("direction", "edge program", "over", "folds", "fetches", "row B", "returns", "row B ", "sends B", "stores B",
-          "line")  # fmt: skip
+          "runs as", "line")  # fmt: skip
 _EXCHANGES = ("direction", "exchange", "of", "row B", "how", "sends B", "messages", "holds B", "ring ms", "whole ms",
               "line")  # fmt: skip
 _PLACES = ("direction", "edge programs", "site", "chosen", "bytes of all parts", "of a pair of parts", "ms", "memory B",
            "why", "line")  # fmt: skip
 _SAVED = ("saved value", "type", "bytes")
 _MEMORY = ("part", "direction", "peak B", *CATEGORIES)
+_ONCE = ("once", "what", "sends B", "keeps B")
+_NEEDS = ("part", *GROUPS, "predicted B")
 _CHECK = ("what", "predicted", "measured")
 
 
@@ -32,7 +35,8 @@ def plan(session: Session, run: bool, as_json: bool) -> None:
     edges = [
         (
             e.stage, f"@{e.name}", e.space, " + ".join(e.folds), ", ".join(e.fetched) or "-", e.fetch_row_bytes,
-            e.returned, e.return_row_bytes, e.sent_bytes, e.stored_bytes, e.loc,
+            e.returned, e.return_row_bytes, e.sent_bytes, e.stored_bytes,
+            f"{e.runs.how}: {e.runs.why}" if e.runs.why else e.runs.how, e.loc,
         )
         for e in made.edges
     ]  # fmt: skip
@@ -44,6 +48,9 @@ def plan(session: Session, run: bool, as_json: bool) -> None:
         for e in made.exchanges
     ]  # fmt: skip
     places = [row for stage, choice in made.placements for row in _place_rows(stage, choice)]
+    once = [(f"{e.what} %{e.node}", ", ".join(e.names), e.sent_bytes, 0) for e in made.prologue_exchanges]
+    once += [(f"%{name}", type_, 0, size) for name, type_, size in made.prologue]
+    needs = [(part.rank, *part.by_group.values(), part.total) for part in made.memory]
     reduces = [(stage, count, size) for stage, (count, size) in made.all_reduces.items()]
     work = [(stage, str(cost.flops), str(cost.nbytes)) for stage, cost in made.work.items()]
     document: dict[str, Any] = {
@@ -54,6 +61,8 @@ def plan(session: Session, run: bool, as_json: bool) -> None:
         "edge_programs": [{k.strip(): v for k, v in zip(_KEYS, row, strict=True)} for row in edges],
         "exchanges": as_records(_EXCHANGES, exchanges),
         "placements": as_records(_PLACES, places),
+        "once": as_records(_ONCE, once),
+        "predicted_memory": as_records(_NEEDS, needs),
         "saved": as_records(_SAVED, made.saved),
         "all_reduces": as_records(("direction", "count", "bytes a part"), reduces),
         "work_of_the_whole_graph": as_records(("direction", "operations", "bytes moved"), work),
@@ -75,9 +84,12 @@ def plan(session: Session, run: bool, as_json: bool) -> None:
     if places:
         note = "H_pq source and B_pq destination rows have such edges, a cover C_pq and D_pq of them; ms predicted"
         write_table("where edges run whose ends two parts own", _PLACES, places, note)
+    if once:
+        write_table("made of data, once a feature matrix", _ONCE, once, "not in the bytes of a step above")
     write_table("kept between forward and backward", _SAVED, made.saved)
     write_table("all-reduces", ("direction", "count", "bytes a part"), reduces)
     write_table("work, whole graph", ("direction", "operations", "bytes moved"), work)
+    write_table("memory that a step needs, bytes", _NEEDS, needs, "at the peak, predicted from the schedule")
     if measured is not None:
         write_table("memory at the peak of one step, bytes", _MEMORY, _memory_rows(measured))
         write_table("predicted and measured", _CHECK, _checks(session, measured))
@@ -86,7 +98,7 @@ def plan(session: Session, run: bool, as_json: bool) -> None:
 
 _KEYS = (
     "direction", "edge_program", "over", "folds", "fetches", "fetch_row_bytes", "returns", "return_row_bytes",
-    "sent_bytes", "stored_bytes", "line",
+    "sent_bytes", "stored_bytes", "runs_as", "line",
 )  # fmt: skip
 
 
@@ -131,12 +143,17 @@ def _checks(session: Session, measured: tuple[Profile, dict[str, int]]) -> list[
         ("messages", messages, sent["messages"]),
         ("most chunks alive on a part (at most)", made.chunk_limit, max(map(_most_chunks, found.runs), default=0)),
         ("bytes saved for the backward pass", made.saved_bytes, _saved_bytes(found)),
+        ("peak bytes of the largest part (at most)", max(p.total for p in made.memory), _peak_bytes(found)),
     ]
 
 
 def _most_chunks(run: PartRun) -> int:
     assert run.memory is not None
     return run.memory.most("chunks")
+
+
+def _peak_bytes(found: Profile) -> int:
+    return max(run.memory.peak for run in found.runs if run.memory is not None)
 
 
 def _saved_bytes(found: Profile) -> int:

@@ -11,15 +11,16 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from sarc.codegen.build import require_compiler
+from sarc.backend import find_lack
+from sarc.codegen.warn_once import warn_once
 from sarc.commands.find_model import Found, find_model
 from sarc.commands.make_inputs import GENERATED, Inputs, make_inputs
-from sarc.compiler import Pipeline
-from sarc.frontends.check_options import check_options
+from sarc.frontends.check_options import budget_bytes, check_options, offload_directory
 from sarc.ir.exchange import ExchangeOptions
 from sarc.ir.print import format_program
 from sarc.ir.program import Program
 from sarc.partition import Partitions, partition
+from sarc.pipeline import Pipeline
 from sarc.runtime.logs import logs_from_environment
 from sarc.runtime.module import CompiledModule
 
@@ -35,7 +36,7 @@ class Wanted:
         parts, method: how it is cut.
         backend: as for `sarc.compile`.
         training: train mode with gradients, or eval mode without.
-        prefetch, spaces, exchange, placement, objective: as for `sarc.compile`.
+        prefetch, spaces, exchange, placement, objective, memory_budget, offload: as for `sarc.compile`.
     """
 
     model: str
@@ -51,6 +52,8 @@ class Wanted:
     exchange: str = "auto"
     placement: str = "auto"
     objective: str = "time"
+    memory_budget: str | None = None
+    offload: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,19 +107,20 @@ def start(wanted: Wanted) -> Session:
     def observe(name: str, program: Program) -> None:
         seen.append(Seen(name, program, format_program(program)))
 
-    if wanted.backend == "cpp":
-        require_compiler()
+    lack = find_lack(wanted.backend)
+    if lack:
+        warn_once(lack)
     logs_from_environment()
     check_options(found.model, wanted.spaces, wanted.prefetch, 0)
     compiled = CompiledModule(
         found.model,
         partitions,
-        Pipeline(
-            wanted.backend, observe, ExchangeOptions(wanted.exchange), wanted.placement, wanted.objective
-        ),
+        Pipeline(wanted.backend, observe, ExchangeOptions(wanted.exchange), wanted.placement, wanted.objective),
         spaces=wanted.spaces,
         prefetch=wanted.prefetch,
         seed=0,
+        memory_budget=budget_bytes(wanted.memory_budget),
+        offload_dir=offload_directory(wanted.offload, None),
     )
     compiled.train(wanted.training)
     return Session(found, inputs, partitions, compiled, seen)

@@ -248,5 +248,6 @@ class Spaces:
 
     def numbers(self, atomic: Mapping[str, int]) -> dict[str, int]:
         """Sizes of all spaces whose concat leaves are in `atomic`."""
-        symbols = {sympy.Symbol(name): size for name, size in atomic.items()}
-        return {name: int(size.subs(symbols)) for name, size in self.sizes.items() if size.free_symbols <= set(symbols)}
+        given = {sympy.Symbol(name): sympy.Integer(size) for name, size in atomic.items()}
+        known = ((name, size) for name, size in self.sizes.items() if size.free_symbols <= given.keys())
+        return {name: int(size.xreplace(given)) for name, size in known}

@@ -9,15 +9,18 @@ from typing import Any
 
 import sympy
 
+from sarc.codegen.cuda_kernels import CudaKernel
 from sarc.codegen.explain import try_emit
 from sarc.ir.edge_program import edge_call
 from sarc.ir.program import Program
+from sarc.report.describe_plan import planned_memory, planned_travel
 from sarc.report.describe_program import describe_values, edge_program_json
 from sarc.report.place_graph import place_graph
 from sarc.report.predict import Rates, least_seconds, predict
 from sarc.report.program_dot import row_kind
 from sarc.runtime.memory_log import CATEGORIES
 from sarc.runtime.module import CompiledModule
+from sarc.runtime.plan import Plan
 from sarc.runtime.profile import PartRun, Profile
 from sarc.runtime.trace import COMPUTE, LANES
 
@@ -37,7 +40,7 @@ def collect(compiled: CompiledModule, measured: Profile, rates: Rates | None, ti
         rates: of the machine, for the prediction; None leaves it out.
     """
     variant = compiled._called()
-    binding = variant.bound
+    binding, plan = variant.bound, compiled.plan()
     programs = {**variant.stages.programs, **{f"partitioned {k}": p for k, p in binding.programs.items()}}
     runs = last_step(measured)
     in_turn = len({r.rank for r in runs}) > 1 and len(compiled._placed.transport.hosted) > 1
@@ -46,17 +49,20 @@ def collect(compiled: CompiledModule, measured: Profile, rates: Rates | None, ti
     return {
         "title": title,
         "in_turn": in_turn,
-        "facts": _facts(compiled, runs, sizes, in_turn),
+        "facts": _facts(compiled, plan, runs, sizes),
         "sizes": sizes,
         "programs": _programs(programs, sizes),
         "matrix": _matrix(compiled),
+        **planned_travel(plan),
         "lines": _lines(compiled, runs),
         "timeline": _timeline(runs, zero),
         "predicted": _predicted(binding, runs, rates) if rates is not None and compiled._placed.whole else None,
         "rates": None if rates is None else vars(rates),
         "memory": [_memory(r) for r in runs if r.memory is not None],
         "categories": CATEGORIES,
-        "kernels": _kernels(compiled, runs),
+        "planned": planned_memory(plan, runs),
+        "saved": sorted(plan.saved, key=lambda s: -s[2])[:MOST_ALIVE],
+        "kernels": _kernels(compiled, plan, runs),
     }
 
 
@@ -68,8 +74,7 @@ def last_step(measured: Profile) -> list[PartRun]:
     return [r for r in measured.runs if r.number // 2 == last]
 
 
-def _facts(compiled: CompiledModule, runs: Sequence[PartRun], sizes: dict[str, int], in_turn: bool) -> dict[str, Any]:
-    plan = compiled.plan()
+def _facts(compiled: CompiledModule, plan: Plan, runs: Sequence[PartRun], sizes: dict[str, int]) -> dict[str, Any]:
     computing = sum(
         e - s for r in runs for k, s, e in zip(r.kinds, r.starts, r.ends, strict=True) if LANES[k] == COMPUTE
     )
@@ -249,9 +254,12 @@ def _memory(run: PartRun) -> dict[str, Any]:
     }
 
 
-def _kernels(compiled: CompiledModule, runs: Sequence[PartRun]) -> list[dict[str, Any]]:
+def _kernels(compiled: CompiledModule, plan: Plan, runs: Sequence[PartRun]) -> list[dict[str, Any]]:
     """Edge programs and plain operators by their share of the computing time; equal sources stand together."""
     binding = compiled._called().bound
+    how = {(e.stage, e.name): e.runs for e in plan.edges}
+    cuda = any(isinstance(kernel, CudaKernel) for made in binding.kernels.values() for kernel in made.values())
+    target, language = ("cuda", "CUDA C++") if cuda else ("cpp", "C++")
     groups: dict[str, dict[str, Any]] = {}
     calls: dict[tuple[str, str], str] = {}
     for stage, program in binding.programs.items():
@@ -263,13 +271,16 @@ def _kernels(compiled: CompiledModule, runs: Sequence[PartRun]) -> list[dict[str
                 entry = groups.setdefault(key, _group(key, "operator of PyTorch on the rows of a part"))
             else:
                 edges = node.args[0]
-                found = try_emit(edges)
+                found = try_emit(edges, target)
                 text = found if isinstance(found, str) else "\n".join(s.text for s in found)
                 key = re.sub(r"//[^\n]*", "", text) if not isinstance(found, str) else f"{stage} {edges.name}"
                 entry = groups.setdefault(key, _group(f"{stage} @{edges.name}", ""))
                 compiled_now = edges.name in binding.kernels.get(stage, {})
-                reason = f" (no kernel: {found})" if isinstance(found, str) else ""
-                entry["runs as"] = "C++ kernel" if compiled_now else f"plain torch, operator by operator{reason}"
+                why = how[stage, edges.name].why if (stage, edges.name) in how else ""
+                reason = f" (no kernel: {found if isinstance(found, str) else why})" if why else ""
+                entry["language"] = language
+                in_torch = f"plain torch, operator by operator{reason}"
+                entry["runs as"] = f"{language} kernel" if compiled_now else in_torch
                 entry["program"] = entry["program"] or edge_program_json(edges)["text"]
                 entry["source"] = entry["source"] or ("" if isinstance(found, str) else text)
                 entry["names"].append(f"{stage} @{edges.name}   {edges.loc}")
@@ -287,4 +298,5 @@ def _kernels(compiled: CompiledModule, runs: Sequence[PartRun]) -> list[dict[str
 
 
 def _group(name: str, runs_as: str) -> dict[str, Any]:
-    return {"name": name, "runs as": runs_as, "program": "", "source": "", "names": [], "seconds": 0.0, "calls": 0}
+    texts = {"name": name, "runs as": runs_as, "language": "", "program": "", "source": ""}
+    return {**texts, "names": [], "seconds": 0.0, "calls": 0}

@@ -29,7 +29,7 @@ from sarc.runtime.plan import log_binding
 
 
 class Compiler(Protocol):
-    """What a compiled module asks of the floors above (`sarc.compiler.Pipeline`)."""
+    """What a compiled module asks of the floors above (`sarc.pipeline.Pipeline`)."""
 
     def copy_module(self, module: nn.Module) -> nn.Module: ...
 

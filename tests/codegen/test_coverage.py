@@ -118,7 +118,7 @@ def test_cpp_raises_where_auto_falls_back() -> None:
 
 def test_without_a_compiler_auto_says_so_once_and_runs(monkeypatch) -> None:
     monkeypatch.setattr(build, "compiler", lambda: None)
-    monkeypatch.setattr("sarc.compiler.compiler", lambda: None)
+    monkeypatch.setattr("sarc.backend.compiler", lambda: None)
     expected, _ = call(WeightedSum(), "reference")
     with pytest.warns(UserWarning, match="no C\\+\\+ compiler found") as caught:
         got, compiled = call(WeightedSum(), "auto")
@@ -138,7 +138,7 @@ def test_a_kernel_that_does_not_build(monkeypatch) -> None:
     def fail(programs):
         raise CodegenError("kernel edges0: c++ failed")
 
-    monkeypatch.setattr("sarc.compiler.compile_kernels", fail)
+    monkeypatch.setattr("sarc.backend.compile_kernels", fail)
     with pytest.warns(UserWarning, match="could not be built, plain torch runs in its place: kernel edges0") as caught:
         _, compiled = call(WeightedSum(), "auto")
     assert len(caught) == 1
@@ -205,6 +205,6 @@ def test_strided_inputs_and_mixed_dtypes(backend: str, num_parts: int) -> None:
 def test_the_reasons_agree_with_what_is_compiled() -> None:
     _, compiled = call(NoScalarForm(), "auto")
     for program in compiled._called().binding.programs.values():
-        for edges in sarc.compiler.edge_programs(program):
+        for edges in sarc.backend.edge_programs(program):
             found = coverage.scalar_form(edges)
             assert (found.how == "kernel") == (edges.name in kernels.compile_kernels([edges]))

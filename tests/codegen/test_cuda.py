@@ -121,8 +121,8 @@ def test_models(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         made.extend(found)
         return found
 
-    monkeypatch.setattr("sarc.compiler.compile_kernels", compile_all)
-    monkeypatch.setattr("sarc.compiler.has_kernel", has_cuda_kernel)
+    monkeypatch.setattr("sarc.backend.compile_kernels", compile_all)
+    monkeypatch.setattr("sarc.backend.has_kernel", has_cuda_kernel)
     case = case_named(name)
     for parts in (1, 4):
         plain, compiled, values = pair(case, standard_cut(parts))

@@ -15,9 +15,9 @@ from sarc.codegen.cuda_source import CudaSource
 from sarc.codegen.expression import _BINARY, _COMPARE, _UNARY, C_TYPES, scalar
 from sarc.codegen.nvcc import FLAGS, known_architectures, load_library, nvcc, parse_usage, toolchain, usage
 from sarc.codegen.warn_once import warn_once
-from sarc.compiler import Pipeline
 from sarc.errors import CodegenError
 from sarc.ir.edge_program import EdgeProgram
+from sarc.pipeline import Pipeline
 from tests.codegen.edge_programs import Drawn
 from tests.equivalence.case import Case, standard_cut
 from tests.equivalence.compare import build, compile_case, values_for
@@ -165,8 +165,8 @@ class Sum(nn.Module):
 
 def test_which_kernels_run_where(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
-    monkeypatch.setattr("sarc.compiler.nvcc", lambda: "nvcc")
-    monkeypatch.setattr("sarc.compiler.compiler", lambda: "c++")
+    monkeypatch.setattr("sarc.backend.nvcc", lambda: "nvcc")
+    monkeypatch.setattr("sarc.backend.compiler", lambda: "c++")
     assert [Pipeline("auto").target(d) for d in (cpu, gpu)] == ["cpp", "cuda"]
     assert [Pipeline("reference").target(d) for d in (cpu, gpu)] == [None, None]
     assert Pipeline("cuda").target(gpu) == "cuda"
@@ -175,7 +175,7 @@ def test_which_kernels_run_where(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = sarc.partition(torch.tensor([[0], [1]]), num_nodes=2, num_parts=1)
     with pytest.raises(CodegenError, match="backend='cuda': the model and its tensors are on cpu.*move them"):
         sarc.compile(Sum(), parts, backend="cuda")(torch.randn(2, 3), torch.tensor([[0], [1]]))
-    monkeypatch.setattr("sarc.compiler.nvcc", lambda: None)
+    monkeypatch.setattr("sarc.backend.nvcc", lambda: None)
     warn_once.cache_clear()
     with pytest.warns(UserWarning, match="no nvcc found .* plain torch on the GPU") as caught:
         assert [Pipeline("auto").target(gpu) for _ in range(2)] == [None, None]

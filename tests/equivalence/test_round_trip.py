@@ -7,11 +7,11 @@ import warnings
 import pytest
 import torch
 
-from sarc.compiler import Pipeline
 from sarc.ir.parse import parse_program
 from sarc.ir.print import format_program
 from sarc.ir.program import Program
 from sarc.ir.verify import verify
+from sarc.pipeline import Pipeline
 from tests.equivalence.case import Case, standard_cut
 from tests.equivalence.compare import build, compile_case, values_for
 from tests.equivalence.model_lists import CASES

@@ -95,7 +95,7 @@ class Weighted(nn.Module):
 
 
 def test_no_nvcc_runs_plain_torch_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sarc.compiler.nvcc", lambda: None)
+    monkeypatch.setattr("sarc.backend.nvcc", lambda: None)
     warn_once.cache_clear()
     edge_index = torch.randint(0, 20, (2, 100))
     x, weight = torch.randn(20, 8, device=DEVICE), torch.rand(100, device=DEVICE)

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from sarc.codegen.kernels import has_kernel
-from sarc.compiler import graph_spaces, input_names, placeholder_types
 from sarc.frontends.capture import Argument, capture
 from sarc.ir.parse import parse_program
 from sarc.ir.placement import Ends, RowSet, Site
@@ -44,6 +43,7 @@ from sarc.passes.partitioned.narrow_fetches import NarrowFetches
 from sarc.passes.partitioned.order_lifetimes import OrderLifetimes
 from sarc.passes.partitioned.partition_program import PartitionProgram
 from sarc.passes.partitioned.place_edge_programs import PlaceEdgePrograms
+from sarc.pipeline import graph_spaces, input_names, placeholder_types
 
 ARGUMENTS = [
     Argument("x", ValueType((Rows("N"), 4), torch.float32)),

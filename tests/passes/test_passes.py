@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from sarc.codegen.kernels import has_kernel
-from sarc.compiler import Pipeline
 from sarc.ir.interpret import interpret
 from sarc.ir.parse import parse_program
 from sarc.ir.print import format_program
@@ -28,6 +27,7 @@ from sarc.passes.joint.split import split
 from sarc.passes.partitioned.fuse_rows import FuseRows
 from sarc.passes.partitioned.merge_row_phases import MergeRowPhases
 from sarc.passes.partitioned.partition_program import PartitionProgram
+from sarc.pipeline import Pipeline
 from tests.ir.stages import MODELS, Compiled, E, N, compiled, known_inputs, run_step
 
 # Sums of at most 40 float64 terms in another order.

@@ -14,6 +14,8 @@ from torch_geometric.nn import GAT
 import sarc
 from sarc.report.make_report import Report, make_report
 from sarc.report.predict import Rates
+from sarc.runtime.memory_log import CATEGORIES
+from sarc.runtime.trace import LANES
 from tests.commands.run import output
 from tests.errors.refusals import EDGES, PARTS, F, X
 from tests.report.browser import needs_browser, page_after
@@ -78,6 +80,42 @@ def test_memory_is_the_profiles(measured, report: Report) -> None:
         assert sum(size for _, _, size, _ in entry["alive"]) + entry["rest"][1] == entry["peak"]
 
 
+def test_what_travels_and_why_there_is_the_plan(compiled: sarc.CompiledModule, report: Report) -> None:
+    plan, shown = compiled.plan(), report.document
+    assert sum(e["sent_bytes"] for e in shown["exchanges"]) == plan.sent_bytes > 0
+    assert all(e["names"] and e["line"] and e["how"] in ("whole", "ring") for e in shown["exchanges"])
+    assert sum(e["bytes"] for e in shown["once"] if "sent" in e["what"]) == sum(
+        e.sent_bytes for e in plan.prologue_exchanges
+    )
+    chosen = [c for c in shown["placements"] if c["chosen"]]
+    assert len(chosen) == len(plan.placements) > 0 and all(c["why"] for c in chosen)
+    assert {c["site"] for c in shown["placements"]} == {"dst", "src", "cover"}
+
+
+def test_predicted_memory_stands_beside_the_measured(compiled: sarc.CompiledModule, report: Report) -> None:
+    planned = report.document["planned"]
+    assert [p["rank"] for p in planned] == [0, 1, 2]
+    for row, part in zip(planned, compiled.plan().memory, strict=True):
+        assert sum(row["groups"].values()) == row["total"] == part.total
+        assert row["measured"] == max(m["peak"] for m in report.document["memory"] if m["rank"] == row["rank"])
+        assert row["measured"] <= row["total"]
+    saved = compiled.plan().saved
+    assert sum(size for *_, size in report.document["saved"]) == sum(size for *_, size in saved)
+
+
+def test_everything_that_can_be_shown_has_a_colour_and_a_word() -> None:
+    script = (REPOSITORY / "sarc/report/page/page.js").read_text()
+
+    def keys(name: str) -> set[str]:
+        found = re.search(rf"const {name} = {{(.*?)}};", script)
+        assert found is not None
+        return set(re.findall(r'"?(\w[\w ]*)"?: "', found[1]))
+
+    kinds = set(LANES) - {"Free"}  # takes no time and is not drawn
+    assert keys("CATEGORY_COLOURS") == set(CATEGORIES)
+    assert keys("KIND_COLOURS") == keys("KIND_WORDS") == kinds
+
+
 def test_every_stage_is_a_graph_of_its_program(compiled: sarc.CompiledModule, report: Report) -> None:
     stages = {p["stage"]: p for p in report.document["programs"]}
     assert set(stages) == {
@@ -140,6 +178,8 @@ log.joint = document.querySelector("#before .detail").textContent;
 const kernel = document.querySelector("details.kernel"); kernel.open = true; kernel.dispatchEvent(new Event("toggle"));
 log.kernel = kernel.textContent;
 const part = document.querySelectorAll("#memory-legend button")[1]; part.onclick();
+log.travels = document.getElementById("travels").textContent;
+log.planned = document.getElementById("planned").textContent;
 log.peak = document.getElementById("peak").textContent;
 const out = document.createElement("pre");
 out.id = "log"; out.textContent = JSON.stringify(log);
@@ -164,6 +204,8 @@ def test_hover_links_and_search_work_in_a_browser(report: Report, tmp_path: Path
     assert log["edge"].startswith("edges @")
     assert log["joint"].startswith("joint: ")
     assert any(how in log["kernel"] for how in ("C++ kernel", "plain torch", "operator of PyTorch"))
+    assert "rows fetched from their owners" in log["travels"] and "least time" in log["travels"]
+    assert "predictedmeasured" in log["planned"] and "Kept between the passes" in log["planned"]
     assert log["peak"].startswith("Part 1, forward: ")
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch_geometric.nn import GAT, GCN
 
 import sarc
-from sarc.compiler import Pipeline
 from sarc.errors import DifferenceError
+from sarc.pipeline import Pipeline
 from sarc.runtime.compare_plain import tolerance
 from tests.errors.refusals import EDGES, PARTS, F, N, X, check_golden
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import sarc
-from sarc.compiler import Pipeline
 from sarc.errors import ExchangeError
 from sarc.ir.exchange import ExchangeOptions
 from sarc.ir.schedule import PostRecv, Send
 from sarc.ir.space import Rows
+from sarc.pipeline import Pipeline
 from sarc.runtime.module import CompiledModule
 from tests.runtime.exchanges import FEATURES, build, cut_graphs, messages, observe, run_step, schedules
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.nn import GATConv, GCNConv, SAGEConv
 
-from sarc.compiler import Pipeline
 from sarc.ir.exchange import ExchangeOptions
+from sarc.pipeline import Pipeline
 from sarc.runtime.module import CompiledModule
 from sarc.runtime.prologue import Feature, checksum
 from sarc.runtime.replay import replay

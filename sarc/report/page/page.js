@@ -25,7 +25,7 @@ function table(head, rows, numeric) {
   }
   const top = el("thead"); top.append(h); t.append(top, body); return t;
 }
-const CATEGORY_COLOURS = {parameters: "#8d99a6", arguments: "#b4bcc6", bound: "#a58a5c", saved: "#4a90c4", "edge rows": "#d9822b", folds: "#7fb685", chunks: "#d9a05b", values: "#b07cc6"};
+const CATEGORY_COLOURS = {parameters: "#8d99a6", arguments: "#b4bcc6", bound: "#a58a5c", saved: "#4a90c4", "edge rows": "#d9822b", folds: "#7fb685", halo: "#c2574f", chunks: "#d9a05b", values: "#b07cc6", gradients: "#5f9ea0", workspace: "#c9b458"};
 const RANK_COLOURS = ["#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf"];
 
 function summary() {
@@ -168,10 +168,19 @@ function matrices() {
     });
     box.append(t); $("matrices").append(box);
   }
+  const short = line => { const e = el("code", "", line.split("/").slice(-2).join("/")); e.title = line; return e; }, code = text => el("code", "", text);
+  if (D.exchanges.length) $("travels").append(el("h3", "", "What travels, in the order of the step"), table(["pass", "what", "values", "a row", "how", "sent", "messages of a part", "line of the model"],
+    D.exchanges.map(e => { const how = el("span", "", e.how === "whole" ? "all peers at once" : "chunk by chunk"); how.title = `predicted: all peers at once ${time(e.whole_seconds)}, chunk by chunk ${time(e.ring_seconds)}`;
+      return [e.stage, e.what === "return" ? "sums returned to their owners" : "rows fetched from their owners", code(e.names.map(n => "%" + n.replace(/^%/, "")).join(", ")), bytes(e.row_bytes), how, bytes(e.sent_bytes), e.messages, short(e.line)]; }), [3, 5, 6]));
+  if (D.once.length) $("travels").append(el("h3", "", "Made of data, once a feature matrix"), el("p", "note", "Not part of the step above: sent and computed in the first call, and again when the data change."),
+    table(["", "values", "sent or kept"], D.once.map(e => [e.what, code(e.value), bytes(e.bytes)]), [2]));
+  if (D.placements.length) $("travels").append(el("h3", "", "Where edges run whose ends two parts own"),
+    el("p", "note", "At the owner of the destination (dst), of the source (src), or each edge at either (cover). Bytes sent by all parts; predicted time and bytes held on the largest part."),
+    table(["pass", "edge programs", "site", "", "sent", "time", "holds", "why", "line of the model"], D.placements.map(c => [c.stage, code(c.programs), c.site, c.chosen ? "chosen" : "", c.bytes === null ? "" : bytes(c.bytes), c.seconds === null ? "" : time(c.seconds), c.memory === null ? "" : bytes(c.memory), c.why, short(c.line)]), [4, 5, 6]));
 }
 
-const KIND_COLOURS = {Launch: "#4a90c4", RunBlock: "#2f6ea5", Begin: "#9cc3e0", Combine: "#6fa8d0", PostRecv: "#a8d5ad", Send: "#7fb685", Wait: "#d9a05b", AllReduce: "#b07cc6"};
-const KIND_WORDS = {Launch: "operator", RunBlock: "block of edges", Begin: "accumulators", Combine: "combine returned folds", PostRecv: "post receive", Send: "send", Wait: "wait for a message", AllReduce: "all-reduce"};
+const KIND_COLOURS = {Launch: "#4a90c4", RunBlock: "#2f6ea5", Begin: "#9cc3e0", Combine: "#6fa8d0", PostRecv: "#a8d5ad", Send: "#7fb685", Wait: "#d9a05b", AllToAll: "#7fb685", Finish: "#d9a05b", AllReduce: "#b07cc6"};
+const KIND_WORDS = {Launch: "operator", RunBlock: "block of edges", Begin: "accumulators", Combine: "combine returned folds", PostRecv: "post receive", Send: "send", Wait: "wait for a message", AllToAll: "begin an all-to-all", Finish: "wait for an all-to-all", AllReduce: "all-reduce"};
 function sizeCanvas(canvas, height) { const r = devicePixelRatio || 1, w = canvas.clientWidth || canvas.parentElement.clientWidth; canvas.style.height = height + "px"; canvas.width = w * r; canvas.height = height * r; const c = canvas.getContext("2d"); c.scale(r, r); return [c, w]; }
 function ticks(from, to, count) { const raw = (to - from) / count, base = 10 ** Math.floor(Math.log10(raw)), step = [1, 2, 5, 10].map(x => x * base).find(x => x >= raw); const out = []; for (let t = Math.ceil(from / step) * step; t <= to; t += step) out.push(t); return out; }
 function timelineOn(canvas, data) {
@@ -246,6 +255,9 @@ function memory() {
     if (best) showTip(e, `part ${chosen}, ${best[1].stage}, instruction ${best[2]}: ${bytes(best[3])}`);
   });
   canvas.addEventListener("mouseleave", hideTip); addEventListener("resize", draw); draw(); peak();
+  if (D.planned.length) $("planned").append(el("h3", "", "Predicted and measured"), el("p", "note", "What the memory plan says a step needs on a part, before it runs, and the most that was alive in it."),
+    table(["part", ...Object.keys(D.planned[0].groups), "predicted", "measured"], D.planned.map(p => [p.rank, ...Object.values(p.groups).map(bytes), bytes(p.total), p.measured === null ? "" : bytes(p.measured)]), Object.keys(D.planned[0].groups).map((_, k) => k + 1).concat([6, 7])));
+  if (D.saved.length) $("planned").append(el("h3", "", "Kept between the passes, all parts"), table(["value", "type", "bytes"], D.saved.map(([n, type, size]) => [el("code", "", "%" + n), el("code", "", type), bytes(size)]), [2]));
 }
 
 function kernels() {
@@ -260,7 +272,7 @@ function kernels() {
       box.append(el("p", "note", k["runs as"]));
       if (k.names.length) box.append(el("pre", "", k.names.join("\n")));
       if (k.program) box.append(el("h3", "", "Edge program"), el("pre", "", k.program));
-      if (k.source) box.append(el("h3", "", "C++"), el("pre", "", k.source));
+      if (k.source) box.append(el("h3", "", k.language), el("pre", "", k.source));
     });
     $("kernel-list").append(box);
   }
