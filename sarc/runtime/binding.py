@@ -20,13 +20,13 @@ from sarc.ir.schedule import Schedule
 from sarc.ir.space import ValueType
 from sarc.runtime.check_messages import check_messages
 from sarc.runtime.check_sent import check_planned
-from sarc.runtime.executor import Kernel
 from sarc.runtime.host import Host
 from sarc.runtime.known_columns import KnownColumns
 from sarc.runtime.part_state import PartState
 from sarc.runtime.placing import Placing, place
 from sarc.runtime.prologue import Prologue
 from sarc.runtime.rows import RowOrder
+from sarc.runtime.run_state import Kernel
 from sarc.runtime.structure import run_structure
 from sarc.runtime.work import AllGather, Work, run_parts
 

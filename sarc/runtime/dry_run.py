@@ -24,10 +24,11 @@ from sarc.ir.ops import contracted, resolve_sizes
 from sarc.ir.program import Input, Program
 from sarc.ir.space import ValueType, lengths
 from sarc.runtime.edge_block import sub_block_bytes
-from sarc.runtime.executor import Executor, Kernel
+from sarc.runtime.executor import Executor
 from sarc.runtime.memory import SMALLEST, writing_form
 from sarc.runtime.memory_log import MemoryLog
 from sarc.runtime.part_state import PartState
+from sarc.runtime.run_state import Kernel, RunState
 from sarc.runtime.transport import Transport
 from sarc.runtime.work import Work
 
@@ -76,7 +77,7 @@ class _Note:
     def __init__(self, log: MemoryLog):
         self.log = log
 
-    def watch(self, executor: Executor, place: int, step: Work) -> Work:
+    def watch(self, executor: RunState, place: int, step: Work) -> Work:
         yield from step
         self.log.after(executor.schedule.instructions[place], executor.env, executor.chunks, executor.workspace)
 

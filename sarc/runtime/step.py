@@ -13,8 +13,9 @@ from sarc.errors import UnsupportedModelError
 from sarc.ir.program import Input, Program
 from sarc.ir.schedule import Schedule
 from sarc.runtime.binding import Binding, Values, cut_inputs
-from sarc.runtime.executor import Executor, Recorder
+from sarc.runtime.executor import Executor
 from sarc.runtime.memory import Pool
+from sarc.runtime.run_state import Recorder
 from sarc.runtime.transport import Transport
 from sarc.runtime.work import run_parts
 
