@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch.fx as fx
 
+from sarc.ir.collective import fetch
 from sarc.ir.dialect import GATHER, REDUCE, ROW_IDS, SEGMENT_IDS
 from sarc.ir.program import Input, Program
 
@@ -25,6 +26,9 @@ def binding_times(program: Program, wrt: frozenset[Input] | None = None) -> dict
         times[node] = max((times[n] for n in node.all_input_nodes), default=CONSTANT)
         if node.target in (ROW_IDS, SEGMENT_IDS):
             times[node] = max(times[node], STRUCTURE)
+        if node.target is fetch:
+            # Rows of others, even of a bound value, are fetched where halos are: once for the data.
+            times[node] = max(times[node], DATA)
         if node.target in (GATHER, REDUCE):
             # A column is bound even when it is constant: its map is made from its values.
             times[node.args[1]] = max(times[node.args[1]], STRUCTURE)
