@@ -87,7 +87,8 @@ def budget_bytes(budget: Any) -> int | None:
     except (TypeError, ValueError):
         pass
     raise OptionError(
-        f"memory_budget: expected bytes a worker (2**33) or text with a unit ('8GiB', '500 MB'), got {budget!r}"
+        f"memory_budget: expected bytes that a part may take (2**33) or text with a unit ('8GiB', '500 MB'), "
+        f"got {budget!r}"
     )
 
 
@@ -99,9 +100,9 @@ def offload_directory(offload: Any, directory: Any) -> str | None:
     """
     if offload is None and directory is None:
         return None
+    if offload is None:
+        raise OptionError(f"offload_dir: expected offload='disk' with it, got offload=None and {str(directory)!r}")
     if offload != "disk":
-        about = "of CUDA programs, which this version does not make" if offload == "cpu" else ""
-        raise OptionError(
-            f"offload: expected None or 'disk' (and offload_dir= only with it), got {offload!r} {about}".rstrip()
-        )
+        about = ": this version keeps nothing of a GPU in the CPU's memory" if offload == "cpu" else ""
+        raise OptionError(f"offload: expected None or 'disk' (with offload_dir=DIRECTORY), got {offload!r}{about}")
     return str(directory) if directory is not None else tempfile.gettempdir()

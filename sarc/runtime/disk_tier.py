@@ -61,7 +61,10 @@ class DiskTier:
                 f"{where} has no room for another {nbytes} B ({free} B free): nothing is lost, the step was not "
                 f"done; free some, or pass offload_dir= on a larger disk"
             )
-        return f"{where}: expected a directory in which files can be made and mapped, got {error}; pass offload_dir="
+        return (
+            f"{where}: expected a directory in which files can be made and mapped, got {error.strerror or error}; pass "
+            f"another one as offload_dir="
+        )
 
 
 def remove_stale(directory: Path) -> None:

@@ -69,5 +69,5 @@ def test_budgets_in_words() -> None:
     assert budget_bytes("8GiB") == 8 << 30 and budget_bytes(" 1.5 MB") == 1_500_000
     assert budget_bytes(12.0) == 12 and budget_bytes(None) is None
     for wrong in ("much", "8", -1, 0, True, "8 GiBs", [1]):
-        with pytest.raises(OptionError, match="memory_budget: expected bytes a worker"):
+        with pytest.raises(OptionError, match="memory_budget: expected bytes that a part may take"):
             budget_bytes(wrong)
