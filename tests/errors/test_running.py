@@ -20,7 +20,7 @@ from sarc.errors import BudgetError, CodegenError, ExchangeError, OffloadError, 
 from sarc.ir.schedule import Schedule
 from sarc.runtime.check_messages import check_messages
 from sarc.runtime.module import CompiledModule
-from sarc.runtime.transport import AllReduce, Work, run_parts
+from sarc.runtime.work import AllReduce, Work, run_parts
 from tests.errors.refusals import EDGES, PARTS, F, X, check_golden, refusal
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler on this machine")
