@@ -14,7 +14,8 @@ from torch import nn
 from sarc.backend import Backend, has_kernels, kernel_texts
 from sarc.codegen.coverage import Run
 from sarc.codegen.cuda_kernels import CudaKernel
-from sarc.codegen.kernels import CppKernel
+from sarc.codegen.kernels import CppKernel, has_kernel
+from sarc.codegen.overwrite import overwritable
 from sarc.cost import program_cost
 from sarc.frontends.capture import Argument, Captured, capture, fill_results
 from sarc.frontends.check_inputs import check_arguments, check_graph, check_ranks, find_graph
@@ -51,9 +52,12 @@ from sarc.passes.partitioned.find_needs import Reading, find_needs
 from sarc.passes.partitioned.fuse_rows import FuseRows
 from sarc.passes.partitioned.merge_row_phases import MergeRowPhases
 from sarc.passes.partitioned.narrow_fetches import NarrowFetches
+from sarc.passes.partitioned.narrow_gathers import NarrowGathers
 from sarc.passes.partitioned.order_lifetimes import OrderLifetimes
 from sarc.passes.partitioned.partition_program import PartitionProgram
 from sarc.passes.partitioned.place_edge_programs import PlaceEdgePrograms
+from sarc.passes.partitioned.repeat_rows import RepeatRows
+from sarc.passes.partitioned.reuse_storage import ReuseStorage
 from sarc.runtime.logs import log
 
 DEFAULT_BACKEND = "auto"
@@ -264,10 +268,13 @@ class Pipeline:
         if self.exchange.exchange != "sar":
             narrow = NarrowFetches(self.objective == "bytes", self.exchange.comm_dtype, together)
             program = after(NarrowFetches.name, narrow.run(program))
+        program = after(RepeatRows.name, RepeatRows().run(program))
         if has is not None:
+            program = after(NarrowGathers.name, NarrowGathers(has).run(program))
             program = after(MergeRowPhases.name, MergeRowPhases(has).run(program))
             program = after(FuseRows.name, FuseRows(has).run(program))
-        return after(OrderLifetimes.name, OrderLifetimes().run(program))
+        program = after(OrderLifetimes.name, OrderLifetimes().run(program))
+        return after(ReuseStorage.name, ReuseStorage(overwritable).run(program)) if has is has_kernel else program
 
     def exchange_in_chunks(self) -> bool:
         """From now on rows travel chunk by chunk, where nothing else was asked for; returns whether that is news."""

@@ -91,7 +91,7 @@ class _Kernel(Lowering):
             return self.memory(f"x{k}", node)
         kind = stored_type(operand.type.dtype)
         if node in self.body.in_row:
-            line = f"const {kind}* __restrict x{k}_at = x{k} + int64_t(target) * {size};"
+            line = f"const {kind}*{self._apart(k)} x{k}_at = x{k} + int64_t(target) * {size};"
             self.row.setdefault(0, []).insert(0, line)
             return self.memory(f"x{k}_at", node)
         if operand.column is not None:
@@ -129,6 +129,11 @@ class _Kernel(Lowering):
             self.load.append(f"{into}[{i}] += {read};" if into else f"{array.flat(str(i))} = {read};")
         return array
 
+    def _apart(self, k: int) -> str:
+        """The qualifier of an operand's pointer: no result is written into its table, unless it takes its place."""
+        over = {self.program.results[r].over for r in self.results}
+        return "" if self.program.operands[k].value in over else " __restrict"
+
     def _folded_as_loaded(self, node: fx.Node) -> str:
         """The accumulator of a narrow operand that is only summed, or ""."""
         sums = [acc for root, acc, fold in self._folds(0) if root is node and fold == "sum"]
@@ -145,12 +150,16 @@ class _Kernel(Lowering):
         stored = [stored_type(o.type.dtype) if o.type.dtype in C_TYPES else "char" for o in self.program.operands]
         names += [(kind, f"x{k}") for k, kind in enumerate(stored)]
         names += [(stored[p.operands[0][0]], f"pack{i}") for i, p in enumerate(self.packs)]
-        lines = [f"const {t}* __restrict {n} = (const {t}*)p[{at}]; (void){n};" for at, (t, n) in enumerate(names)]
+        apart = {f"x{k}": self._apart(k) for k in range(len(self.program.operands))}
+        lines = [
+            f"const {t}*{apart.get(n, ' __restrict')} {n} = (const {t}*)p[{at}]; (void){n};"
+            for at, (t, n) in enumerate(names)
+        ]
         at = len(names)
         for k in self.results:
             result = self.program.results[k]
             kind = C_TYPES[result.type.dtype] if result.kind == "contract" else stored_type(result.type.dtype)
-            lines.append(f"{kind}* __restrict y{k} = ({kind}*)p[{at}];")
+            lines.append(f"{kind}*{' __restrict' if result.over is None else ''} y{k} = ({kind}*)p[{at}];")
             lines.append(f"{kind}* __restrict part{k} = ({kind}*)p[{at + 1}]; (void)part{k};")
             at += 2
         lines.append("const int64_t chunks = n[0], seed = n[1], step = n[2], fresh = n[4];")
@@ -308,7 +317,8 @@ class _Kernel(Lowering):
                 start = literal(start_value(result.fold, result.type.dtype), result.type.dtype)
                 chunk_begin.append(f"alignas(64) {kind} a{k}[{size}];")
                 where = f"slot < 0 ? y{k} + int64_t(target) * {size} : part{k} + int64_t(slot) * {size}"
-                begin.append(f"{stored_type(result.type.dtype)}* __restrict a{k}_to = {where};")
+                apart = " __restrict" if result.over is None else ""
+                begin.append(f"{stored_type(result.type.dtype)}*{apart} a{k}_to = {where};")
                 begin.append(f"if (fresh || slot >= 0) {flat} a{k}[i] = {start};")
                 begin.append(f"else {flat} a{k}[i] = {load.format(f'a{k}_to[i]')};")
                 end.append(f"{flat} a{k}_to[i] = {store.format(f'a{k}[i]')};")

@@ -183,8 +183,8 @@ def written(
     if result.kind == "reduce" and order.pieces.numel():
         start = start_value(result.fold, dense.dtype)
         pieces = torch.full((order.pieces.numel(), *dense.shape[1:]), start, dtype=dense.dtype, device=dense.device)
-        if fresh:  # no kernel visits a split row as a whole
-            dense[order.pieces] = start
+        if fresh:  # no kernel visits a split row as a whole; its pieces may still read what the result is written over
+            after.append(lambda: dense.index_fill_(0, order.pieces, start))
         after.append(lambda: merge(dense, pieces, order, result.fold))
     if dense is not moved:
         after.append(lambda: moved.copy_(dense))

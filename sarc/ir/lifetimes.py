@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.fx as fx
 
-from sarc.ir.collective import tuple_of
+from sarc.ir.collective import give_back, tuple_of
+from sarc.ir.dialect import OWN_ROWS
 from sarc.ir.space import Rows, ValueType
 
 aten = torch.ops.aten
@@ -20,8 +21,8 @@ Storage = tuple[fx.Node, int]
 class Lifetimes:
     """The storages of a program's values.
 
-    A view holds its operand's storage; a reshape counts as one. Inputs that others hold take no bytes here, saved
-    values and tangents do.
+    A view holds its operand's storage; a reshape counts as one, and so do the owned rows of a reach. Inputs that others
+    hold take no bytes here, saved values and tangents do.
 
     Args:
         nodes: inputs and calls.
@@ -47,9 +48,9 @@ class Lifetimes:
         if node.target is operator.getitem:
             source, types = self.holds[node.args[0]], node.args[0].meta["type"]
             return (source[node.args[1]],) if len(source) == len(types) else source
-        if node.target is tuple_of:
+        if node.target in (tuple_of, give_back):  # folds come back in the memory of their tables
             return tuple(s for value in node.args[0] for s in self.holds[value])
-        if node.op == "call_function" and (_is_view(node) or node.target is aten.reshape.default):
+        if node.op == "call_function" and (_is_view(node) or node.target in (aten.reshape.default, OWN_ROWS)):
             return self.holds[node.args[0]]
         types = node.meta["type"]
         return tuple((node, k) for k in range(len(types) if isinstance(types, tuple) else 1))

@@ -33,7 +33,8 @@ _CALL = re.compile(r"([\w.]+)\((.*)\)")
 _SOURCE = re.compile(r"(?:gather \$(\d+) by #(\d+)|rows \$(\d+)) axis (\d+)|whole \$(\d+)")
 _INPUT = re.compile(r"(aligned )?input (\w+) (.*)")
 _FATE = re.compile(
-    r"(?:(reduce) (\w+) by #(\d+) axis (\d+)|(contract) (\w+)|(store) axis (\d+)|(rows) by #(\d+) axis (\d+)) "
+    r"(?:(reduce) (\w+) by #(\d+) axis (\d+)(?: over \$(\d+))?|(contract) (\w+)|(store) axis (\d+)|"
+    r"(rows) by #(\d+) axis (\d+)) "
     r"%(\w+): (.*)"
 )
 _RETURN = re.compile(r"return (\w+) (.*) = %(\w+)")
@@ -169,8 +170,8 @@ class _Parser:
         block = self.block
         fate = _FATE.fullmatch(text)
         if fate:
-            reduce, fold, column, axis, contract, contract_fold, store, store_axis = fate.groups()[:8]
-            rows, rows_column, rows_axis, name, types = fate.groups()[8:]
+            reduce, fold, column, axis, over, contract, contract_fold, store, store_axis = fate.groups()[:9]
+            rows, rows_column, rows_axis, name, types = fate.groups()[9:]
             column, axis = column or rows_column, axis or store_axis or rows_axis
             result = Result(
                 reduce or contract or store or rows,
@@ -178,6 +179,7 @@ class _Parser:
                 None if column is None else int(column),
                 None if axis is None else int(axis),
                 _single(read_types(types, self.spaces)),
+                None if over is None else int(over),
             )
             block.returned.append(self._value(name, block.values))
             block.made = replace(block.made, results=(*block.made.results, result))

@@ -98,7 +98,8 @@ def _source(operand: Operand) -> str:
 def _fate(result: Result) -> str:
     """What becomes of a body's result."""
     if result.kind == "reduce":
-        return f"reduce {result.fold} by #{result.column} axis {result.axis}"
+        over = "" if result.over is None else f" over ${result.over}"
+        return f"reduce {result.fold} by #{result.column} axis {result.axis}{over}"
     if result.kind == "contract":
         return f"contract {result.fold}"
     if result.kind == "rows":

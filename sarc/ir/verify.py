@@ -10,7 +10,7 @@ import torch.fx as fx
 
 from sarc.errors import SarcError, VerifyError
 from sarc.ir.collective import all_reduce, fetch, give_back, tuple_of, with_space
-from sarc.ir.edge_program import edge_call, fold_to_rows, infer_own, take_rows
+from sarc.ir.edge_program import Result, edge_call, fold_to_rows, infer_own, take_rows
 from sarc.ir.ops import definition, infer
 from sarc.ir.print import format_node
 from sarc.ir.program import Program
@@ -90,6 +90,9 @@ def _check_edge_program(program: Program, node: fx.Node) -> None:
     for operand in edges.operands:
         if operand.value >= len(values) or (operand.column is not None and operand.column >= len(columns)):
             raise _fault(program, node, f"{edges} reads an operand it is not given")
+    for result in edges.results:
+        if result.over is not None:
+            _check_over(program, node, result)
     for call in edges.body.nodes:
         if call.op == "call_function" and call.target is not operator.getitem:
             own = call.target in (take_rows, fold_to_rows)
@@ -97,6 +100,16 @@ def _check_edge_program(program: Program, node: fx.Node) -> None:
             if expected != call.meta["type"]:
                 got = _show(call.meta["type"])
                 raise _fault(program, node, f"{edges}: %{call.name} has type {got}, expected {_show(expected)}")
+
+
+def _check_over(program: Program, node: fx.Node, result: Result) -> None:
+    """A result may take the place of a value of its type that this program has made and reads no more."""
+    value = node.args[1][result.over] if result.over is not None and result.over < len(node.args[1]) else None
+    if value is None or result.kind != "reduce" or value.meta["type"] != result.type:
+        raise _fault(program, node, f"writes a result over ${result.over}, which has another type")
+    behind = list(program.graph.nodes)
+    if value.op != "call_function" or any(behind.index(u) > behind.index(node) for u in value.users):
+        raise _fault(program, node, f"writes a result over %{value.name}, which is read afterwards, here or elsewhere")
 
 
 def _show(types) -> str:

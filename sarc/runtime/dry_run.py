@@ -19,6 +19,7 @@ from torch import Tensor
 from sarc.ir import schedule as ins
 from sarc.ir.collective import fetch, tuple_of
 from sarc.ir.dialect import GATHER, REDUCE, UNIFORM
+from sarc.ir.edge_program import Result
 from sarc.ir.live_bytes import DRAW_BYTES
 from sarc.ir.ops import contracted, resolve_sizes
 from sarc.ir.program import Input, Program
@@ -162,9 +163,16 @@ class _DryExecutor(Executor):
         yield
 
     def _begin(self, step: ins.Begin) -> Work:
-        self.env[step.call] = [_stand_in(r.type, self.local) for r in self.nodes[step.call].args[0].results]
+        call = self.nodes[step.call]
+        fresh = self._is_fresh(call)
+        self.env[step.call] = [self._new_result(call, r, fresh) for r in call.args[0].results]
         return
         yield
+
+    def _new_result(self, call: fx.Node, result: Result, fresh: bool) -> Tensor:
+        if fresh and result.over is not None and self.env[call.args[1][result.over].name].is_contiguous():
+            return super()._new_result(call, result, fresh)
+        return _stand_in(result.type, self.local)
 
     def _run_block(self, step: ins.RunBlock) -> Work:
         node = self.nodes[step.call]

@@ -27,14 +27,21 @@ class EdgeCalls(RunState):
     def _begin(self, step: ins.Begin) -> Work:
         edges: EdgeProgram = self.nodes[step.call].args[0]
         fresh = self._is_fresh(self.nodes[step.call])
-        self.env[step.call] = [
-            self.pool.empty(lengths(r.type, self.local), r.type.dtype, self.device)
-            if fresh and r.kind != "contract"
-            else new_accumulator(r, self.local, self.device, self.pool.empty if self.device.type == "cpu" else None)
-            for r in edges.results
-        ]
+        self.env[step.call] = [self._new_result(self.nodes[step.call], r, fresh) for r in edges.results]
         return
         yield
+
+    def _new_result(self, call: fx.Node, result: Result, fresh: bool) -> Tensor:
+        """Where a result is folded; over an operand only if one launch makes the whole of it."""
+        if not fresh or result.kind == "contract":
+            empty = self.pool.empty if self.device.type == "cpu" else None
+            return new_accumulator(result, self.local, self.device, empty)
+        shape = lengths(result.type, self.local)
+        if result.over is not None:
+            table = self.env[call.args[1][result.over].name]
+            if table.is_contiguous():
+                return table.view(shape)
+        return self.pool.empty(shape, result.type.dtype, self.device)
 
     def _is_fresh(self, node: fx.Node) -> bool:
         """Whether one kernel launch makes the whole of a call's results: their accumulators need not be filled."""

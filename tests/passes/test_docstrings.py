@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sarc.codegen.kernels import has_kernel
+from sarc.codegen.overwrite import overwritable
 from sarc.frontends.capture import Argument, capture
 from sarc.ir.parse import parse_program
 from sarc.ir.placement import Ends, RowSet, Site
@@ -40,9 +41,12 @@ from sarc.passes.partitioned.exchange_whole import ExchangeWhole
 from sarc.passes.partitioned.fuse_rows import FuseRows
 from sarc.passes.partitioned.merge_row_phases import MergeRowPhases
 from sarc.passes.partitioned.narrow_fetches import NarrowFetches
+from sarc.passes.partitioned.narrow_gathers import NarrowGathers
 from sarc.passes.partitioned.order_lifetimes import OrderLifetimes
 from sarc.passes.partitioned.partition_program import PartitionProgram
 from sarc.passes.partitioned.place_edge_programs import PlaceEdgePrograms
+from sarc.passes.partitioned.repeat_rows import RepeatRows
+from sarc.passes.partitioned.reuse_storage import ReuseStorage
 from sarc.pipeline import graph_spaces, input_names, placeholder_types
 
 ARGUMENTS = [
@@ -112,9 +116,12 @@ ON_PROGRAM: dict[str, Callable[[Program], tuple[Program, ...]]] = {
     "sarc.passes.partitioned.partition_program": lambda p: (PartitionProgram(frozenset({"src"})).run(p),),
     "sarc.passes.partitioned.exchange_whole": lambda p: (ExchangeWhole().run(p),),
     "sarc.passes.partitioned.narrow_fetches": lambda p: (NarrowFetches().run(p),),
+    "sarc.passes.partitioned.repeat_rows": lambda p: (RepeatRows().run(p),),
+    "sarc.passes.partitioned.narrow_gathers": lambda p: (NarrowGathers(has_kernel).run(p),),
     "sarc.passes.partitioned.merge_row_phases": lambda p: (MergeRowPhases(has_kernel).run(p),),
     "sarc.passes.partitioned.fuse_rows": lambda p: (FuseRows(has_kernel).run(p),),
     "sarc.passes.partitioned.order_lifetimes": lambda p: (OrderLifetimes().run(p),),
+    "sarc.passes.partitioned.reuse_storage": lambda p: (ReuseStorage(overwritable).run(p),),
 }
 SCHEDULE = "sarc.passes.partitioned.build_schedule"
 

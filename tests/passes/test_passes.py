@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sarc.codegen.kernels import has_kernel
+from sarc.codegen.overwrite import overwritable
 from sarc.ir.interpret import interpret
 from sarc.ir.parse import parse_program
 from sarc.ir.print import format_program
@@ -26,7 +27,10 @@ from sarc.passes.joint.simplify import Simplify
 from sarc.passes.joint.split import split
 from sarc.passes.partitioned.fuse_rows import FuseRows
 from sarc.passes.partitioned.merge_row_phases import MergeRowPhases
+from sarc.passes.partitioned.narrow_gathers import NarrowGathers
 from sarc.passes.partitioned.partition_program import PartitionProgram
+from sarc.passes.partitioned.repeat_rows import RepeatRows
+from sarc.passes.partitioned.reuse_storage import ReuseStorage
 from sarc.pipeline import Pipeline
 from tests.ir.stages import MODELS, Compiled, E, N, compiled, known_inputs, run_step
 
@@ -88,6 +92,9 @@ def test_nothing_to_fuse_and_nothing_to_partition_give_the_same_object() -> None
     assert PartitionProgram(frozenset({"src"})).run(rows) is rows
     assert MergeRowPhases(has_kernel).run(rows) is rows
     assert FuseRows(has_kernel).run(rows) is rows
+    assert RepeatRows().run(rows) is rows
+    assert NarrowGathers(has_kernel).run(rows) is rows
+    assert ReuseStorage(overwritable).run(rows) is rows
     assert merge_common(rows.graph) is False
     assert format_program(rows) == ROWS
 
@@ -162,13 +169,16 @@ def test_partitioned_programs_compute_what_whole_ones_do(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_programs_for_kernels_compute_what_others_do(name: str) -> None:
-    """merge-row-phases and fuse-rows, where a part holds every edge of its rows; a second run changes nothing."""
+    """Passes for kernels, where a part holds every edge of its rows; a second run of each changes nothing."""
     made = compiled(name)
     programs = dict(made.programs)
     for stage in ("forward", "backward"):
         program = PartitionProgram(frozenset()).run(made.programs[stage])
         before = format_program(program)
-        for rewrite in (MergeRowPhases(has_kernel), FuseRows(has_kernel)):
+        for rewrite in (
+            RepeatRows(), NarrowGathers(has_kernel), MergeRowPhases(has_kernel), FuseRows(has_kernel),
+            ReuseStorage(overwritable),
+        ):  # fmt: skip
             rewritten = verify(rewrite.run(program))
             assert format_program(program) == before
             assert rewrite.run(rewritten) is rewritten

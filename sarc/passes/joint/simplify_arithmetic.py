@@ -17,7 +17,7 @@ from sarc.passes.base import Builder, Rules
 aten = torch.ops.aten
 
 ADD, SUB, MUL, DIV = aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor
-NEG, SUM = aten.neg.default, aten.sum.dim_IntList
+NEG, SUM, MM = aten.neg.default, aten.sum.dim_IntList, aten.mm.default
 
 
 def _is(value: Any, target: object) -> bool:
@@ -122,6 +122,35 @@ def sum_of_spread(node: fx.Node, builder: Builder) -> fx.Node | None:
     return None
 
 
+def sum_of_weighted_product(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """sum_n d[n, h] (x w)[n, h, f] -> sum_k (d^T x)[h, k] w[k, h, f]: the product itself is not read"""
+    product, axes, keep = node.args[0], node.args[1], len(node.args) > 2 and node.args[2]
+    if not _once(product, MUL) or not all(isinstance(a, fx.Node) for a in product.args) or node.kwargs:
+        return None
+    dims = type_of(product).dims
+    if len(dims) != 3 or reduced_axes({"dim": axes}, dims) != {0} or not isinstance(dims[0], Rows):
+        return None
+    for weight, rows in (product.args, product.args[::-1]):
+        if type_of(weight).dims != (*dims[:2], 1) or type_of(rows).dims != dims:
+            continue
+        if not (_is(rows, aten.reshape.default) or _is(rows, aten.view.default)) or not _is(rows.args[0], MM):
+            continue
+        x, w = rows.args[0].args
+        if type_of(w).spaces or type_of(x).dims[0] != dims[0]:
+            continue
+        heads, features, inner = dims[1], dims[2], type_of(x).dims[1]
+        if isinstance(inner, Rows) or isinstance(heads, Rows) or isinstance(features, Rows):
+            continue
+        if builder.spaces[dims[0].space].on_edges or not dims[0].plain or inner > 2 * heads * features:
+            continue
+        narrow = builder.call(aten.squeeze.dims, weight, [2])
+        summed = builder.call(aten.t.default, builder.call(MM, builder.call(aten.t.default, narrow), x))
+        parts = builder.reshape(w, (inner, heads, features))
+        weighted = builder.call(MUL, builder.call(aten.unsqueeze.default, summed, 2), parts)
+        return builder.call(SUM, weighted, [0], *([True] if keep else []))
+    return None
+
+
 def sum_of_expanded(node: fx.Node, builder: Builder) -> fx.Node | None:
     """sum(expand(x)) over the axis that was spread -> x * its length"""
     spread, axes, keep = node.args[0], node.args[1], len(node.args) > 2 and node.args[2]
@@ -185,7 +214,7 @@ ARITHMETIC: Rules = {
     MUL: (constant_operand, neutral, negated_factor, scaled_twice),
     DIV: (constant_operand, neutral, negated_factor),
     NEG: (negation,),
-    SUM: (negated_rows, sum_over_ones, sum_of_expanded, sum_of_spread, features_first),
+    SUM: (negated_rows, sum_over_ones, sum_of_expanded, sum_of_spread, sum_of_weighted_product, features_first),
     aten.sum.default: (negated_rows, features_first),
     REDUCE: (negated_rows,),
     aten.where.self: (same_branches,),
