@@ -115,7 +115,7 @@ def test_options(tmp_path: Path) -> None:
     model = SAGEConv(4, 4)
     with pytest.raises(OptionError, match="offload: expected None or 'disk'"):
         sarc.compile(model, 1, offload="tape")
-    with pytest.raises(OptionError, match="offload_dir= only with it"):
+    with pytest.raises(OptionError, match="offload_dir: expected offload='disk' with it"):
         sarc.compile(model, 1, offload_dir=tmp_path)
     with pytest.raises(OffloadError, match="expected a directory"):
         sarc.compile(model, 1, offload="disk", offload_dir=tmp_path / "missing")

@@ -69,3 +69,26 @@ def test_prediction_counts_one_table() -> None:
             results = compiled.plan().memory[0].results
             most = max(size for stage, _, size in predicted if stage == "backward") - results
             assert abs(most - (run.memory.peak - run.memory.loaded)) <= 0.02 * most
+
+
+class Scores(nn.Module):
+    """A score an edge of the rows at both of its ends: one table, read through both columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        h = self.lin(x)
+        return (h[edges[0]] * h[edges[1]]).sum(-1)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_rows_read_at_both_ends_are_not_written_over(parts: int) -> None:
+    torch.manual_seed(0)
+    edges, x = torch.randint(60, (2, 400)), torch.randn(64, 12, dtype=torch.float64)
+    model = Scores().double()
+    compiled = sarc.compile(model, parts)
+    expected = gradients(model, model, x, edges)
+    for one, other in zip(gradients(model, compiled, x, edges), expected, strict=True):
+        assert float((one - other).abs().max()) <= 1e-10 * max(1.0, float(other.abs().max()))

@@ -104,6 +104,7 @@ def find_free(program: Program) -> dict[fx.Node, set[fx.Node]]:
         if any(u.target in (all_reduce, fetch, give_back) for u in readers):
             continue
         last = max([*readers, *aliases], key=place.__getitem__)
-        if last.target is edge_call:
+        # Rows that a call reads under two names (fetched ones, and the owned ones among them) may be asked for again.
+        if last.target is edge_call and sum(v in aliases for v in last.args[1]) == 1:
             found[node] = {last}
     return found
