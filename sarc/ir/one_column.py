@@ -62,7 +62,7 @@ def one_column(program: Program) -> dict[fx.Node, OneColumn]:
     for node in program.graph.nodes:
         if node.op != "call_function" or not isinstance(node.meta["type"], ValueType):
             continue
-        origin = _gathered(node, program, unsafe) if node.target is GATHER else _computed(node, found)
+        origin = _gathered(node, program, unsafe) if node.target is GATHER else _computed(node, found, unsafe)
         if origin is not None:
             found[node] = origin
     return found
@@ -77,9 +77,9 @@ def _gathered(node: fx.Node, program: Program, unsafe: set[fx.Node]) -> OneColum
     return OneColumn(column, rows) if onto_edges and edges.plain and rows.plain else None
 
 
-def _computed(node: fx.Node, found: dict[fx.Node, OneColumn]) -> OneColumn | None:
+def _computed(node: fx.Node, found: dict[fx.Node, OneColumn], unsafe: set[fx.Node]) -> OneColumn | None:
     """The one column of a call's operands; None where there are several, or the call does not keep rows apart."""
-    if node.target not in ROWWISE:
+    if node.target not in ROWWISE or any(n in unsafe for n in node.all_input_nodes):
         return None
     with_rows = [n for n in node.all_input_nodes if type_of(n).spaces and n.target is not aten.full.default]
     origins = {found.get(n) for n in with_rows}

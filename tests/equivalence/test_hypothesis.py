@@ -194,6 +194,7 @@ def check_rungs(case: Case, where: Cut) -> None:
 @example(TWO_FOLDS, ONE_NODE)
 @example(TWO_FOLDS, MORE_PARTS_THAN_NODES)
 @example(TWO_FOLDS, AN_EMPTY_PART)
+@example((Term("edge centred", 0, 0), Term("edge gate", 0, 1)), ONE_NODE_NO_EDGES)  # the mean of no edges
 def test_expressions(found: tuple[Term, ...], where: Cut) -> None:
     check_rungs(expression(found), where)
 
