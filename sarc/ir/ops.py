@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 import torch.fx as fx
-from torch import Tensor
 
 from sarc.ir import layout_rules as rules
 from sarc.ir.call import MIXES_ROWS, PAIRS_ROWS, Call, Dims, named_arguments
 from sarc.ir.dialect import GATHER, OWN_ROWS, REDUCE, ROW_IDS, SEGMENT_IDS, SELECT_ROWS, UNIFORM, WIDEN_ROWS
+from sarc.ir.meta_results import meta_results
 from sarc.ir.program import map_sizes
 from sarc.ir.space import DTYPE_NAMES, Dim, Rows, Size, Spaces, ValueType
 
@@ -195,7 +195,7 @@ def infer(node: fx.Node, spaces: Spaces) -> Types:
     if node.target is SELECT_ROWS:
         return ValueType(rules.select_rows(Call(node, spaces, {}, ())), torch.int64)
     try:
-        results = _meta_results(node, spaces)
+        results = meta_results(node.target, node.args, placed(node, node.kwargs, torch.device("meta")), spaces)
     except NotImplementedError as error:
         raise Call(node, spaces, named_arguments(node), ()).refuse(*_UNKNOWN) from error
     except (RuntimeError, IndexError, ValueError) as error:
@@ -244,28 +244,9 @@ def _in_spaces(message: str, spaces: Spaces) -> str:
     return message
 
 
-def _meta_results(node: fx.Node, spaces: Spaces) -> tuple[Tensor, ...]:
-    """The call on meta tensors of surrogate lengths."""
-
-    def surrogate(tree: Any) -> Any:
-        stand_ins = fx.map_arg(tree, lambda operand: _meta_of(operand.meta["type"], spaces))
-        return map_sizes(stand_ins, lambda size: size.value(spaces.surrogates))
-
-    args, kwargs = surrogate(node.args), surrogate(node.kwargs)
-    result = node.target(*args, **placed(node, kwargs, torch.device("meta")))
-    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
-
-
 def placed(node: fx.Node, kwargs: Any, device: torch.device) -> Any:
     """The keywords of a call, with the device of a tensor that it makes of numbers alone."""
     return {**kwargs, "device": device} if "device" in kwargs or node.target in _CREATE_ON_DEVICE else kwargs
-
-
-def _meta_of(type_: Types, spaces: Spaces) -> Any:
-    if isinstance(type_, tuple):
-        return tuple(_meta_of(t, spaces) for t in type_)
-    lengths = [spaces.surrogates[d.space] * d.before * d.after if isinstance(d, Rows) else d for d in type_.dims]
-    return torch.empty(lengths, dtype=type_.dtype, device="meta")
 
 
 def size_of(dim: Dim, spaces: Spaces) -> Size | int:
