@@ -71,7 +71,7 @@ class _Kernel(Folds):
             launches=indent(self._launches(threads, long, short), 1),
         )
         return CudaSource(
-            "sarc_launch", kernel, self.order, self.results, self.draws, exact, threads, long, short,
+            "sarc_launch", kernel, self.order, self.results, self.draws, exact, self.packs, threads, long, short,
             max(widths, default=1),
         )  # fmt: skip
 
@@ -133,6 +133,9 @@ class _Kernel(Folds):
         for k, operand in enumerate(self.program.operands):
             kind = stored_type(operand.type.dtype) if operand.type.dtype in C_TYPES else "char"
             found.append((f"const {kind}*", f"x{k}"))
+        for i, pack in enumerate(self.packs):
+            kind = stored_type(self.program.operands[pack.operands[0][0]].type.dtype)
+            found.append((f"const {kind}*", f"pack{i}"))
         for k in self.results:
             result = self.program.results[k]
             kind = C_TYPES[result.type.dtype] if result.kind == "contract" else stored_type(result.type.dtype)

@@ -12,6 +12,7 @@ RUNTIME = r"""
 #include <cuda_fp16.h>
 
 #define SARC_DEVICE static __device__ __forceinline__
+#define SARC_MEMBER __device__ __forceinline__
 #define SARC_UNROLL _Pragma("unroll")
 #define SARC_UNROLL_EDGES _Pragma("unroll 4")
 #define SARC_LAUNCH(kernel, blocks, threads, stream, ...) \
@@ -59,6 +60,17 @@ template <int V, class T> SARC_DEVICE sarc_strip<T, V> sarc_read(const T* from) 
 }
 template <int V, class T> SARC_DEVICE void sarc_write(T* to, const sarc_strip<T, V>& x) {
   *reinterpret_cast<sarc_strip<T, V>*>(to) = x;
+}
+
+// The few features of an edge's row, V at once, for the lane that has the edge.
+template <class T, int V, int S> struct sarc_few {
+  sarc_strip<T, V> strips[S];
+  SARC_MEMBER T operator[](int i) const { return strips[i / V].at[i % V]; }
+};
+template <int V, int S, class T> SARC_DEVICE sarc_few<T, V, S> sarc_read_few(const T* from) {
+  sarc_few<T, V, S> row;
+  SARC_UNROLL for (int j = 0; j < S; ++j) row.strips[j] = sarc_read<V>(from + j * V);
+  return row;
 }
 
 // Groups of G neighbouring lanes of a warp.

@@ -107,6 +107,17 @@ def test_short_rows_are_visited_by_few_lanes() -> None:
         compare(drawn, graph)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("heads", [1, 3, 4, 8])
+def test_narrow_tables_of_one_column_lie_side_by_side(heads: int, dtype: torch.dtype) -> None:
+    drawn = Drawn(heads, 12, (("narrow", 2, 3), ("weigh", 0, 0)), ("sum to dst", "few to dst"))
+    (source,) = [source for _, source in cuda_sources(drawn.program(dtype))]
+    (pack,) = source.packs
+    assert [first for _, first in pack.operands] == [0, heads] and pack.width in (2, 8, 16)
+    compare(drawn, HUB, dtype)
+    compare(drawn, SMALL, dtype, parts=2)
+
+
 MODELS = ("GATConv dropout", "edges by a mask")
 ALL = [case for group in CASES.values() for case in group if not case.slow]
 
