@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import example, given
 
+import sarc
+from benchmarks.gpu_models import AttentionCore
 from sarc.codegen import build
 from sarc.codegen.cuda_kernels import compile_cuda_kernels, cuda_sources, has_cuda_kernel
 from sarc.codegen.nvcc import Library
@@ -122,23 +124,46 @@ MODELS = ("GATConv dropout", "edges by a mask")
 ALL = [case for group in CASES.values() for case in group if not case.slow]
 
 
-@pytest.mark.parametrize("name", [c.name if c.name in MODELS else _long(c.name) for c in ALL])
-def test_models(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A training step of a listed model over four parts, one of them empty, all edge programs as emulated kernels."""
-    made = []
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Models run emulated CUDA kernels; the names of those that were made."""
+    names: list[str] = []
 
     def compile_all(programs):
         found = compile_cuda_kernels(programs, emulated)
-        made.extend(found)
+        names.extend(found)
         return found
 
     monkeypatch.setattr("sarc.backend.compile_kernels", compile_all)
     monkeypatch.setattr("sarc.backend.has_kernel", has_cuda_kernel)
+    return names
+
+
+@pytest.mark.parametrize("name", [c.name if c.name in MODELS else _long(c.name) for c in ALL])
+def test_models(name: str, made: list[str]) -> None:
+    """A training step of a listed model over four parts, one of them empty, all edge programs as emulated kernels."""
     case = case_named(name)
     for parts in (1, 4):
         plain, compiled, values = pair(case, standard_cut(parts))
         check_mode(case, plain, compiled, values, train=True, gradients=True)
     assert made or name not in MODELS
+
+
+@pytest.mark.parametrize(("features", "forward"), [(16, 1), (1600, 3)])
+def test_rows_too_wide_for_shared_memory(features: int, forward: int, made: list[str]) -> None:
+    """Rows whose folds do not fit 48 KiB are not visited once for all phases: each phase has a kernel of its own."""
+    edge_index, model = torch.randint(0, 9, (2, 40)), AttentionCore(8, features).double()
+    compiled = sarc.compile(model, sarc.partition(edge_index, num_nodes=9, num_parts=1))
+    x = torch.randn(9, 8 * features, dtype=torch.float64, requires_grad=True)
+    found, expected = (
+        [out, *torch.autograd.grad(out.square().sum(), [x, *model.parameters()])]
+        for out in (compiled(x, edge_index), model(x, edge_index))
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-10 * max(1.0, float(theirs.detach().abs().max()))
+    edges = [e for e in compiled.plan().edges if e.stage == "forward" and e.name.startswith("edges")]
+    assert compiled.plan().fallbacks == 0 and len(edges) == forward, edges
+    assert {e.name for e in edges} <= set(made)
 
 
 def test_a_meeting_that_is_missing_shows(monkeypatch: pytest.MonkeyPatch) -> None:
