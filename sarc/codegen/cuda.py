@@ -78,7 +78,20 @@ class _Kernel(Folds):
     # --- sizes
 
     def _sizes(self) -> tuple[int, Shape, Shape | None]:
-        """Threads of a block, and the shape of long and short rows' visits: what shared memory holds."""
+        """Threads of a block, and the shape of long and short rows' visits: what shared memory holds.
+
+        Where a row's values are too many, those that can be computed anew wherever they are read are not kept.
+        """
+        while (found := self._fitting()) is None:
+            spare = [n for n in self.row_arrays if n.target is not fold_to_rows and not self.is_cooperative(n)]
+            if not spare:
+                raise NoKernel("the folds of a row do not fit the shared memory of a block of threads")
+            widest = max(spare, key=self.array_size)
+            self.row_arrays.remove(widest)
+            del self.stored[widest]
+        return found
+
+    def _fitting(self) -> tuple[int, Shape, Shape | None] | None:
         lanes = self.lanes or WARP
         for most in (COMFORTABLE_BYTES, SHARED_BYTES):
             for threads in (128, 64, 32):
@@ -88,7 +101,7 @@ class _Kernel(Folds):
                         few = self.lanes is None and self.order is not None and fits
                         short = Shape(SHORT_GROUP, SHORT_BLOCK) if few else None
                         return threads, Shape(lanes, edges), short
-        raise NoKernel("the values of a row do not fit the shared memory of a block of threads")
+        return None
 
     def _shared_bytes(self, threads: int, lanes: int, edges: int, hub: bool = True) -> int:
         nbytes = {n: self.array_size(n) * max(n.meta["type"].dtype.itemsize, 4) for n in self.stored}

@@ -166,6 +166,12 @@ def test_rows_too_wide_for_shared_memory(features: int, forward: int, made: list
     assert {e.name for e in edges} <= set(made)
 
 
+def test_wide_values_of_a_row_are_computed_where_they_are_read() -> None:
+    """64 KiB of a row's values, which no block of threads could keep."""
+    drawn = Drawn(2, 4096, (("tanh", 0, 0), ("mul", 0, 2)), ("sum to dst",))
+    compare(drawn, DrawnGraph(5, 30, 0, 3))
+
+
 def test_a_meeting_that_is_missing_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """The emulation is no rubber stamp: without its meetings a kernel's results depend on the order of threads."""
     for module in ("cuda", "cuda_folds"):
