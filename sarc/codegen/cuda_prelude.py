@@ -102,6 +102,17 @@ template <int LANES, class T> SARC_DEVICE T sarc_amin_lanes(T x, unsigned mask) 
   return x;
 }
 
+// A softmax's shift that grows from block to block: a row of nothing but -inf so far is not shifted.
+template <class T> SARC_DEVICE T sarc_shift(T x) { return x == -sarc_inf<T>() ? T(0) : x; }
+// By what sums grow whose exponentials were shifted by `old` and are to be shifted by `now`.
+template <class T> SARC_DEVICE T sarc_rescale(T old, T now) {
+  return old == now || old == -sarc_inf<T>() ? T(1) : sarc_exp(old - now);
+}
+// The same at the end of a row: exp(-inf - -inf) is NaN.
+template <class T> SARC_DEVICE T sarc_last_rescale(T old, T now, bool any) {
+  return any && now == -sarc_inf<T>() ? now - now : sarc_rescale(old, now);
+}
+
 // Philox4x32-10 (Salmon et al., SC 2011): uniform draws keyed by (seed, step, op, row key, feature), four a block.
 SARC_DEVICE float sarc_uniform(int64_t key, int feature, uint32_t op, int64_t seed, int64_t step) {
   uint32_t c0 = uint32_t(feature) >> 2, c1 = uint32_t(key), c3 = uint32_t(step);

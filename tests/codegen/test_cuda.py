@@ -172,9 +172,12 @@ def test_wide_values_of_a_row_are_computed_where_they_are_read() -> None:
     compare(drawn, DrawnGraph(5, 30, 0, 3))
 
 
+MEETING = ("cuda", "cuda_folds", "cuda_online", "cuda_sweeps")
+
+
 def test_a_meeting_that_is_missing_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """The emulation is no rubber stamp: without its meetings a kernel's results depend on the order of threads."""
-    for module in ("cuda", "cuda_folds"):
+    for module in MEETING:
         monkeypatch.setattr(f"sarc.codegen.{module}.MEET", "")
     with pytest.raises(AssertionError):
         compare(Drawn(2, 64, (("dot", 0, 1), ("weigh", 0, 0)), ("sum to dst",)), SMALL)
@@ -193,7 +196,7 @@ def test_a_failed_launch_names_kernel_line_and_source(status: int, kind: type[Ex
 
 
 def test_a_lane_that_stays_away_fails_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("cuda", "cuda_folds"):
+    for module in MEETING:
         monkeypatch.setattr(f"sarc.codegen.{module}.MEET", "if (lane != 1) sarc_meet(mask);")
     with pytest.raises(CodegenError, match="kernel drawn \\(model.py:1\\): its launch failed: threads wait"):
         compare(Drawn(2, 64, (("dot", 0, 1), ("weigh", 0, 0)), ("sum to dst",)), SMALL)
