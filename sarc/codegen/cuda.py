@@ -251,8 +251,9 @@ constexpr int THREADS = {threads};
 
 {shared}
 
+// 128 registers a thread; hubs, which are few and hold more, may have 255.
 template <int G, int EB, bool HUB>
-__global__ void __launch_bounds__(THREADS, 512 / THREADS) sarc_rows(
+__global__ void __launch_bounds__(THREADS, (HUB ? 256 : 512) / THREADS) sarc_rows(
     {parameters}) {{
 {body}
 }}
