@@ -17,7 +17,7 @@ import platform
 import statistics
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ WIDTH = HEADS * FEATURES
 # one sum differ by as much as either does from the exact one, the plain module's own error times this.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 LOW_PRECISION_FACTOR = 3
+LAYERS = ("attention", "attention v2", "transformer", "max", "sum", "weighted sum")
 CHECKS = 0.45  # share of the time that checks may take
 
 
@@ -68,8 +69,9 @@ def main() -> None:
     found = Findings(started + given.seconds)
     device = torch.device(given.device, 0) if given.device == "cuda" else torch.device(given.device)
     found.facts += facts(device)
-    check_all(found, device, started)
-    time_all(found, device, given.nodes, given.edges, given.repeat)
+    only = given.only or LAYERS
+    check_all(found, device, started, only)
+    time_all(found, device, given.nodes, given.edges, given.repeat, only)
     found.facts.append(("took", f"{time.monotonic() - started:.0f} s"))
     text = report(found, given)
     Path(f"{given.out}.md").write_text(text)
@@ -86,6 +88,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--edges", type=int, default=20_000_000)
     parser.add_argument("--seconds", type=float, default=400.0, help="after which nothing more is started")
     parser.add_argument("--repeat", type=int, default=11)
+    parser.add_argument("--only", action="append", choices=LAYERS, help="a layer; may be given several times")
     parser.add_argument("--out", default="gpu_report")
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
@@ -121,7 +124,7 @@ def copy_bandwidth(device: torch.device) -> float:
 # --- checks
 
 
-def check_all(found: Findings, device: torch.device, started: float) -> None:
+def check_all(found: Findings, device: torch.device, started: float, only: Sequence[str]) -> None:
     """Every layer, on rows of no edge to hubs, in several dtypes, widths and numbers of parts, against the CPU."""
     usual, hub, long = "rows of about 10 edges", "a hub of 3,000", "a hub of 40,000"
     graphs = {usual: graph(0), hub: graph(3_000), long: graph(40_000)}
@@ -130,7 +133,7 @@ def check_all(found: Findings, device: torch.device, started: float) -> None:
     plan += [(torch.float32, shape, hub, 1) for shape in ((2, 3), (1, 257))]
     plan += [(dtype, main, hub, 1) for dtype in (torch.float64, torch.bfloat16, torch.float16)]
     for dtype, (heads, features), where, parts in plan:
-        for name, make in layers(heads, features).items():
+        for name, make in ((n, m) for n, m in layers(heads, features).items() if n in only):
             what = f"{name} {heads} x {features}, {where}, {str(dtype)[6:]}, {parts} parts"
             if time.monotonic() > started + CHECKS * (found.until - started):
                 found.skipped.append(f"check of {what}")
@@ -198,7 +201,9 @@ def step(model: nn.Module, x: Tensor, edge_index: Tensor, cotangent: Tensor, *mo
 # --- times
 
 
-def time_all(found: Findings, device: torch.device, nodes: int, edges: int, repeat: int) -> None:
+def time_all(
+    found: Findings, device: torch.device, nodes: int, edges: int, repeat: int, only: Sequence[str]
+) -> None:
     random = torch.Generator().manual_seed(0)
     edge_index = torch.stack(power_law(nodes, edges, random))
     parts = sarc.partition(edge_index, num_nodes=nodes, num_parts=1)
@@ -211,7 +216,7 @@ def time_all(found: Findings, device: torch.device, nodes: int, edges: int, repe
     bounds = {"attention": forward + backward, "sum": 2 * gather, "max": 2 * gather}
     weights = torch.rand(edges, generator=random).to(device)
     cases = [(name, make, ()) for name, make in layers(HEADS, FEATURES).items()]
-    cases.append(("weighted sum", models.WeightedSum, (weights,)))
+    cases = [c for c in (*cases, ("weighted sum", models.WeightedSum, (weights,))) if c[0] in only]
     backend = "cuda" if device.type == "cuda" else "auto"
     done: dict[tuple[str, str], dict[str, object]] = {}
     for first in (True, False):  # what the figures need, then the rest as far as the time goes
