@@ -99,7 +99,7 @@ class Case:
         self.refresh(0)
         found, expected = self._values(function, only_forward), self._expected
         floor = 1e-3 * max((float(b.norm()) for b in expected[1:]), default=0.0)
-        return max(_distance(a, b, floor if k else 0.0) for k, (a, b) in enumerate(zip(found, expected)))
+        return max(distance(a, b, floor if k else 0.0) for k, (a, b) in enumerate(zip(found, expected)))
 
     @functools.cached_property
     def _expected(self) -> list[Tensor]:
@@ -122,7 +122,7 @@ class OnGraph(nn.Module):
         return self.module(*inputs, self.graph)
 
 
-def _distance(got: Tensor, expected: Tensor, floor: float) -> float:
+def distance(got: Tensor, expected: Tensor, floor: float) -> float:
     if got.shape != expected.shape:
         raise ValueError(f"expected a tensor {list(expected.shape)}, got {list(got.shape)}")
     distance = float((got - expected).norm() / expected.norm().clamp(min=max(floor, 1e-30)))

@@ -6,10 +6,16 @@
 Three layers of equal width, x without a gradient, parts from METIS, all parts in one process. "sar" exchanges every
 layer's rows as the model makes them and fetches them again backward; "bytes" is objective="bytes", free to choose.
 The bytes of one forward are counted and compared with the plan by the run itself; a backward's are the plan's.
+
+"limit of covers", of GAT, is no way of running it but the least that vertex covers of these parts allow, whoever writes
+the kernels: F words for a source, forward, and 2 F backward (its features, made into scores where they arrive, and
+their gradient); F + 3 H for a destination either way (its score in, maximum, sum and weighted sum out; its gradient and
+three numbers a head in, with the identity that makes the score's gradient of the forward's sums).
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 
@@ -22,6 +28,7 @@ from benchmarks.graphs import KINDS, draw
 from benchmarks.options import Options, set_threads
 from benchmarks.report import Report
 from sarc.data.generate import labelled_graph
+from sarc.partition.cover import minimum_cover, ratio
 
 GENERATED = "block-model"
 CONTESTANTS: dict[str, dict[str, str]] = {
@@ -93,7 +100,28 @@ def run(edge_index: Tensor, name: str, parts: int, options: Options, report: Rep
                     "bind s": spent,
                 },
             )  # fmt: skip
+        if case == "GAT" and not options.contestants:
+            limit = least_bytes(edge_index, cut, options.width, options.heads)
+            report.add(
+                graph=f"{name} N={nodes:,} E={edge_index.shape[1]:,}, {parts} parts", case=case,
+                placement="limit of covers", **{"sent MiB": limit / (1 << 20), "of sar": limit / of_sar},
+            )  # fmt: skip
         report.show()
+
+
+def least_bytes(edge_index: Tensor, cut: sarc.Partitions, width: int, heads: int) -> int:
+    """Bytes of the two later layers of a GAT, forward and backward, by minimum weighted covers of all pairs."""
+    source, target = edge_index
+    home, away = cut.assignment[target], cut.assignment[source]
+    words = 0
+    for p, q in itertools.permutations(range(cut.num_parts), 2):
+        mine = (home == p) & (away == q)
+        far, far_of = source[mine].unique(return_inverse=True)
+        near, near_of = target[mine].unique(return_inverse=True)
+        for weights in ((width, width + 3 * heads), (2 * width, width + 3 * heads)):
+            cover = minimum_cover(far_of, near_of, far.numel(), near.numel(), ratio(*weights))
+            words += int(cover.far.sum()) * weights[0] + int(cover.near.sum()) * weights[1]
+    return 2 * 4 * words
 
 
 @click.command

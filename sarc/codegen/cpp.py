@@ -25,7 +25,9 @@ from sarc.codegen.views import Index
 from sarc.ir.dialect import start_value
 from sarc.ir.edge_program import EdgeProgram, fold_to_rows
 
-AHEAD, AHEAD_NARROW = 8, 32
+# Wide rows are prefetched so many bytes ahead, between the given numbers of rows; narrow ones so many rows.
+AHEAD_BYTES, AHEAD_LEAST, AHEAD_MOST = 8192, 8, 32
+AHEAD_NARROW = 32
 LINE = 64
 
 
@@ -88,7 +90,8 @@ class _Kernel(Lowering):
             if (operand.column is not None or self.order is not None) and k not in self.prefetched:
                 self.prefetched.add(k)
                 nbytes = size * operand.type.dtype.itemsize
-                ahead = f"(const char*)(x{k} + int64_t({where.replace('[k]', f'[k + {AHEAD}]')}) * {size})"
+                rows = min(max(AHEAD_BYTES // nbytes, AHEAD_LEAST), AHEAD_MOST)
+                ahead = f"(const char*)(x{k} + int64_t({where.replace('[k]', f'[k + {rows}]')}) * {size})"
                 self.edge_pointers[f"{pointer} ahead"] = (
                     f"for (int b = 0; b < {nbytes}; b += {LINE}) __builtin_prefetch({ahead} + b);"
                 )

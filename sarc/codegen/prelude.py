@@ -16,6 +16,7 @@ PRELUDE = r"""
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #define SARC_SIMD _Pragma("omp simd")
 
@@ -49,25 +50,6 @@ template <class T, class S> static inline S sarc_min_of(const T* x, int n, S sta
   return start;
 }
 
-// Folds of n contiguous values to W features each, the features of an entry side by side; W divides 16.
-#define SARC_LANES(NAME, START, STEP)                                                          \
-  template <int W, class T, class S> static inline void NAME(const T* x, int n, S* into) {     \
-    S lane[16];                                                                                \
-    for (int l = 0; l < 16; ++l) lane[l] = START;                                              \
-    int i = 0;                                                                                 \
-    for (; i + 16 <= n; i += 16) {                                                             \
-      SARC_SIMD for (int l = 0; l < 16; ++l) lane[l] = STEP(lane[l], S(x[i + l]));             \
-    }                                                                                          \
-    if (i < n) { /* the arrays are whole vectors */                                            \
-      SARC_SIMD for (int l = 0; l < 16; ++l) lane[l] = i + l < n ? STEP(lane[l], S(x[i + l])) : lane[l]; \
-    }                                                                                          \
-    for (int l = 0; l < 16; ++l) into[l % W] = STEP(into[l % W], lane[l]);                     \
-  }
-template <class T> static inline T sarc_add(T a, T b) { return a + b; }
-SARC_LANES(sarc_sum_lanes, S(0), sarc_add)
-SARC_LANES(sarc_max_lanes, into[l % W], sarc_max)
-SARC_LANES(sarc_min_lanes, into[l % W], sarc_min)
-
 // N numbers in a vector register, from memory and to it.
 template <class T, int N> struct sarc_vector_of { typedef T type __attribute__((vector_size(N * sizeof(T)))); };
 template <class T, int N> using sarc_vector = typename sarc_vector_of<T, N>::type;
@@ -78,6 +60,31 @@ template <int N, class T> static inline sarc_vector<T, N> sarc_get(const T* x) {
 }
 template <class T, class V> static inline void sarc_put(T* x, V v) { std::memcpy(x, &v, sizeof v); }
 template <int N, class T> static inline sarc_vector<T, N> sarc_all(T x) { return x - sarc_vector<T, N>{}; }
+
+// Folds of n contiguous values to W features each, the features of an entry side by side; W divides 16 and n.
+#define SARC_LANES(NAME, START, STEP)                                                          \
+  template <int W, class T, class S> static inline void NAME(const T* x, int n, S* into) {     \
+    alignas(64) S lane[16];                                                                    \
+    for (int l = 0; l < 16; ++l) lane[l] = START;                                              \
+    int i = 0;                                                                                 \
+    if constexpr (std::is_same_v<T, S>) {                                                      \
+      sarc_vector<S, 16> lanes = sarc_get<16>(lane);                                           \
+      for (; i + 16 <= n; i += 16) lanes = STEP(lanes, sarc_get<16>(x + i));                   \
+      sarc_put(lane, lanes);                                                                   \
+    }                                                                                          \
+    for (; i < n; i += W) {                                                                    \
+      for (int l = 0; l < W; ++l) lane[l] = STEP(lane[l], S(x[i + l]));                        \
+    }                                                                                          \
+    for (int half = 8; half >= W; half /= 2) {                                                 \
+      for (int l = 0; l < half; ++l) lane[l] = STEP(lane[l], lane[l + half]);                  \
+    }                                                                                          \
+    for (int l = 0; l < W; ++l) into[l] = STEP(into[l], lane[l]);                              \
+  }
+template <class T> static inline T sarc_add(T a, T b) { return a + b; }
+SARC_LANES(sarc_sum_lanes, S(0), sarc_add)
+SARC_LANES(sarc_max_lanes, into[l % W], sarc_max)
+SARC_LANES(sarc_min_lanes, into[l % W], sarc_min)
+
 template <class V> static inline auto sarc_total(V v) -> decltype(v[0] + v[0]) {
   constexpr int N = sizeof(V) / sizeof(v[0]);
   decltype(v[0] + v[0]) part[N];

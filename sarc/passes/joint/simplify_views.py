@@ -164,6 +164,11 @@ def _bounds(node: fx.Node) -> tuple[int, Any, Any]:
     return axis, *slice(start, end).indices(length)[:2]
 
 
+def detached(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """detach(x) -> x: nothing is differentiated any more"""
+    return node.args[0]
+
+
 _POINTWISE = (
     aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.where.self, aten.maximum.default,
     aten.minimum.default, aten.eq.Tensor, aten.gt.Tensor, aten.lt.Tensor, aten.ge.Tensor, aten.le.Tensor,
@@ -181,6 +186,7 @@ VIEWS: Rules = {
     aten.slice.Tensor: (all_of_it, part_of_cat, sliced_twice),
     aten.select.int: (only_entry,),
     aten.cat.default: (one_part,),
+    aten.detach.default: (detached,),
     aten.stack.default: (one_part,),
     aten.select_scatter.default: (whole_scatter,),
     **dict.fromkeys(_POINTWISE, (broadcast,)),
