@@ -17,7 +17,7 @@ import platform
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 import sarc
 from benchmarks import gpu_models as models
+from benchmarks.gpu_contestants import Given, contestants, rival_of
 from benchmarks.graphs import power_law
 from sarc.codegen.nvcc import nvcc
 
@@ -36,6 +37,7 @@ WIDTH = HEADS * FEATURES
 # one sum differ by as much as either does from the exact one, the plain module's own error times this.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 LOW_PRECISION_FACTOR = 3
+LAYERS = ("attention", "attention v2", "transformer", "max", "sum", "weighted sum")
 CHECKS = 0.45  # share of the time that checks may take
 
 
@@ -67,8 +69,9 @@ def main() -> None:
     found = Findings(started + given.seconds)
     device = torch.device(given.device, 0) if given.device == "cuda" else torch.device(given.device)
     found.facts += facts(device)
-    check_all(found, device, started)
-    time_all(found, device, given.nodes, given.edges, given.repeat)
+    only = given.only or LAYERS
+    check_all(found, device, started, only)
+    time_all(found, device, given.nodes, given.edges, given.repeat, only)
     found.facts.append(("took", f"{time.monotonic() - started:.0f} s"))
     text = report(found, given)
     Path(f"{given.out}.md").write_text(text)
@@ -85,6 +88,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--edges", type=int, default=20_000_000)
     parser.add_argument("--seconds", type=float, default=400.0, help="after which nothing more is started")
     parser.add_argument("--repeat", type=int, default=11)
+    parser.add_argument("--only", action="append", choices=LAYERS, help="a layer; may be given several times")
     parser.add_argument("--out", default="gpu_report")
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
@@ -120,7 +124,7 @@ def copy_bandwidth(device: torch.device) -> float:
 # --- checks
 
 
-def check_all(found: Findings, device: torch.device, started: float) -> None:
+def check_all(found: Findings, device: torch.device, started: float, only: Sequence[str]) -> None:
     """Every layer, on rows of no edge to hubs, in several dtypes, widths and numbers of parts, against the CPU."""
     usual, hub, long = "rows of about 10 edges", "a hub of 3,000", "a hub of 40,000"
     graphs = {usual: graph(0), hub: graph(3_000), long: graph(40_000)}
@@ -129,7 +133,7 @@ def check_all(found: Findings, device: torch.device, started: float) -> None:
     plan += [(torch.float32, shape, hub, 1) for shape in ((2, 3), (1, 257))]
     plan += [(dtype, main, hub, 1) for dtype in (torch.float64, torch.bfloat16, torch.float16)]
     for dtype, (heads, features), where, parts in plan:
-        for name, make in layers(heads, features).items():
+        for name, make in ((n, m) for n, m in layers(heads, features).items() if n in only):
             what = f"{name} {heads} x {features}, {where}, {str(dtype)[6:]}, {parts} parts"
             if time.monotonic() > started + CHECKS * (found.until - started):
                 found.skipped.append(f"check of {what}")
@@ -197,7 +201,9 @@ def step(model: nn.Module, x: Tensor, edge_index: Tensor, cotangent: Tensor, *mo
 # --- times
 
 
-def time_all(found: Findings, device: torch.device, nodes: int, edges: int, repeat: int) -> None:
+def time_all(
+    found: Findings, device: torch.device, nodes: int, edges: int, repeat: int, only: Sequence[str]
+) -> None:
     random = torch.Generator().manual_seed(0)
     edge_index = torch.stack(power_law(nodes, edges, random))
     parts = sarc.partition(edge_index, num_nodes=nodes, num_parts=1)
@@ -210,79 +216,36 @@ def time_all(found: Findings, device: torch.device, nodes: int, edges: int, repe
     bounds = {"attention": forward + backward, "sum": 2 * gather, "max": 2 * gather}
     weights = torch.rand(edges, generator=random).to(device)
     cases = [(name, make, ()) for name, make in layers(HEADS, FEATURES).items()]
-    cases.append(("weighted sum", models.WeightedSum, (weights,)))
-    for name, make, more in cases:
-        base = 0.0
-        for who, function in contestants(name, make, on_device, more, parts, nodes, device):
-            if found.late(f"time of {name} by {who}"):
-                continue
-            row = measure(name, who, function, on_device, more, nodes, device, repeat)
-            if who == "sarc":
-                base = float(str(row.get("ms", 0)))
-                if name in bounds and bandwidth and base:
-                    row["share of the byte bound"] = f"{bounds[name] / bandwidth / (base / 1e3):.0%}"
-            elif base and "ms" in row:
-                row["times sarc's"] = f"{float(str(row['ms'])) / base:.2f}"
-            found.times.append(row)
-            print(row, flush=True)
-
-
-def contestants(
-    name: str, make: Callable[[], nn.Module], edge_index: Tensor, more: tuple, parts, nodes: int, device: torch.device
-) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
-    """Who runs a layer, as functions that make their module; those that are not there do not come."""
-    torch.manual_seed(0)
-    model = make().to(device)
+    cases = [c for c in (*cases, ("weighted sum", models.WeightedSum, (weights,))) if c[0] in only]
     backend = "cuda" if device.type == "cuda" else "auto"
-    yield "sarc", lambda: sarc.compile(model, parts, backend=backend)
-    if name in ("sum", "weighted sum"):
-        values = more[0] if more else torch.ones(edge_index.shape[1], device=device)
-        yield "torch.sparse", lambda: _Sparse(edge_index, values, nodes)
-    yield from _of_pyg(name, parts, device, backend)
-    yield "plain torch", lambda: model
-    yield "torch.compile", lambda: torch.compile(model)
+    done: dict[tuple[str, str], dict[str, object]] = {}
+    for first in (True, False):  # what the figures need, then the rest as far as the time goes
+        for name, make, more in cases:
+            torch.manual_seed(0)
+            given = Given(name, make().to(device), on_device, more, parts, nodes, backend)
+            for who, function in contestants(given, HEADS, FEATURES):
+                if needed(name, who) != first or found.late(f"time of {name} by {who}"):
+                    continue
+                row = done[name, who] = measure(name, who, function, on_device, more, nodes, device, repeat)
+                if who == "sarc" and name in bounds and bandwidth and "ms" in row:
+                    row["share of the byte bound"] = f"{bounds[name] / bandwidth / (float(str(row['ms'])) / 1e3):.0%}"
+                ours = done.get((name, rival_of(who)), done.get((name, "sarc"), {}))
+                if not who.startswith("sarc"):
+                    row |= {f"times sarc's {w}": times for w in ("ms", "peak MiB") if (times := ratio(row, ours, w))}
+                print(row, flush=True)
+    found.times += [row for name, _, _ in cases for (layer, _), row in done.items() if layer == name]
 
 
-def _of_pyg(name: str, parts, device: torch.device, backend: str) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
-    """PyG's own layer, linear maps included, plain and compiled."""
-    try:
-        from torch_geometric import nn as pyg
-    except ImportError:
-        return
-    made = {
-        "attention": lambda: pyg.GATConv(WIDTH, FEATURES, heads=HEADS, bias=False),
-        "attention v2": lambda: pyg.GATv2Conv(WIDTH, FEATURES, heads=HEADS, bias=False, share_weights=True),
-        "transformer": lambda: pyg.TransformerConv(WIDTH, FEATURES, heads=HEADS, bias=False, root_weight=False),
-    }.get(name)
-    if made is None:
-        return
-    layer = made().to(device)
-    yield "sarc, PyG's layer", lambda: sarc.compile(layer, parts, backend=backend)
-    yield "PyG", lambda: layer
-    yield "PyG, torch.compile", lambda: torch.compile(layer)
+def needed(layer: str, who: str) -> bool:
+    """Whether a figure is about a contestant, or holds it against this one."""
+    return who in ("sarc", rival_of("PyG")) or any((layer, who) == figure[:2] for figure in FIGURES)
 
 
-class _Sparse(nn.Module):
-    """cuSPARSE through torch.sparse: both orders are prepared, as cached descriptors would be."""
-
-    def __init__(self, edge_index: Tensor, values: Tensor, nodes: int):
-        super().__init__()
-        both = [torch.sparse_coo_tensor(e, values, (nodes, nodes)) for e in (edge_index.flip(0), edge_index)]
-        self.forth, self.back = (m.coalesce().to_sparse_csr() for m in both)
-
-    def forward(self, x: Tensor, *rest: Tensor) -> Tensor:
-        return _Product.apply(x, self.forth, self.back)
-
-
-class _Product(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, forth: Tensor, back: Tensor) -> Tensor:
-        ctx.back = back
-        return forth @ x
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.back @ grad, None, None
+def ratio(row: dict[str, object], ours: dict[str, object], what: str) -> str:
+    """How many times sarc's a contestant's number is, or "" where one of them has none."""
+    if what not in row or float(str(ours.get(what, 0))) <= 0:
+        return ""
+    return f"{float(str(row[what])) / float(str(ours[what])):.2f}"
 
 
 def measure(
@@ -361,7 +324,10 @@ def report(found: Findings, given: argparse.Namespace) -> str:
     lines += ["", "## Checks", "", f"{good} of {len(found.checks)} agree with plain torch in float64."]
     for what, said in bad:
         lines += ["", f"**{what}**", "", "```", said, "```"]
-    columns = ["layer", "by", "ms", "times sarc's", "peak MiB", "share of the byte bound", "first call s", "failed"]
+    lines += ["", "## Figures", "", "| | wanted | found |", "|---|---|---|"]
+    lines += [f"| {what} | at least {least} | {said} |" for what, least, said in figures(found.times)]
+    columns = ["layer", "by", "ms", "times sarc's ms", "peak MiB", "times sarc's peak MiB", "share of the byte bound"]
+    columns += ["first call s", "failed"]
     lines += ["", f"## Forward and backward, {HEADS} x {FEATURES} features, N={given.nodes:,} E={given.edges:,}", ""]
     lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(str(row.get(c, "")) for c in columns) + " |" for row in found.times]
@@ -369,6 +335,29 @@ def report(found: Findings, given: argparse.Namespace) -> str:
         shown = "; ".join(found.skipped[:5]) + ("; ..." if len(found.skipped) > 5 else "")
         lines += ["", f"{len(found.skipped)} not done, for want of time (--seconds): {shown}"]
     return "\n".join(lines) + "\n"
+
+
+FIGURES = (
+    ("attention", "PyG", "times sarc's ms", "5"),
+    ("attention", "PyG, torch.compile", "times sarc's ms", "3"),
+    ("attention", "PyG", "times sarc's peak MiB", "6"),
+    ("attention", "sarc", "share of the byte bound", "60%"),
+    ("attention v2", "PyG", "times sarc's ms", "3"),
+    ("transformer", "PyG", "times sarc's ms", "3"),
+    ("max", "PyG", "times sarc's ms", "3"),
+    ("sum", "torch.sparse", "times sarc's ms", "1"),
+    ("weighted sum", "torch.sparse", "times sarc's ms", "1"),
+)
+"""(layer, contestant, column, least value) of what the kernels are to reach on a GPU at the default size."""
+
+
+def figures(times: list[dict[str, object]]) -> list[tuple[str, str, str]]:
+    """(what, least value, what was measured) of each figure."""
+    rows = {(row["layer"], row["by"]): row for row in times}
+    return [
+        (f"{layer}, {who}: {column}", least, str(rows.get((layer, who), {}).get(column, "not measured")))
+        for layer, who, column, least in FIGURES
+    ]
 
 
 if __name__ == "__main__":

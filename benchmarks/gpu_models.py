@@ -12,7 +12,8 @@ def softmax_to(scores: Tensor, dst: Tensor, num_nodes: int) -> Tensor:
     spread = dst.view(-1, 1).expand_as(scores)
     top = scores.new_full((num_nodes, scores.size(1)), float("-inf")).scatter_reduce(0, spread, scores.detach(), "amax")
     share = (scores - top[dst]).exp()
-    return share / (share.new_zeros(num_nodes, scores.size(1)).index_add(0, dst, share)[dst] + 1e-16)
+    total = share.new_zeros(num_nodes, scores.size(1)).index_add(0, dst, share) + 1e-16
+    return share / total[dst]
 
 
 class Sum(nn.Module):

@@ -12,10 +12,11 @@ from collections.abc import Callable
 import torch.fx as fx
 
 from sarc.codegen.body import Body, features, width
-from sarc.codegen.cpp_source import Pack, Source
+from sarc.codegen.cpp_source import Source
 from sarc.codegen.expression import C_TYPES, STORED_WIDE, literal, stored_type
 from sarc.codegen.loops import Loop, indent, loop_over_edges, spell
 from sarc.codegen.lower import Lowering
+from sarc.codegen.pack import find_packs, places
 from sarc.codegen.prelude import PRELUDE, TO_THE_BIT
 from sarc.codegen.registers import in_registers
 from sarc.codegen.value import BLOCK, Value, linear, nest
@@ -55,8 +56,8 @@ class _Kernel(Lowering):
         self.load: list[str] = []
         self.edge_pointers: dict[str, str] = {}
         self.prefetched: set[int] = set()
-        self.packs = self._packs()
-        self.packed = {k: (p, at) for p, pack in enumerate(self.packs) for k, at in pack.operands}
+        self.packs = find_packs(body)
+        self.packed = places(self.packs)
 
     def run(self) -> Source:
         text = (TO_THE_BIT if self.body.compares() else "") + PRELUDE + _UNIT.format(
@@ -67,23 +68,6 @@ class _Kernel(Lowering):
         return Source("sarc_launch", text, self.order, self.results, self.packs, bool(self.pointers))
 
     # --- operands
-
-    def _packs(self) -> tuple[Pack, ...]:
-        """Narrow operands of one type that one other column gathers, where there are several."""
-        found: dict[tuple, list[tuple[int, int]]] = {}
-        for k, node in enumerate(self.body.placeholders):
-            operand = self.program.operands[k]
-            if node not in self.body.nodes or operand.column in (None, self.order) or self.body.is_wide(node):
-                continue
-            group = found.setdefault((operand.column, operand.type.dtype), [])
-            first = sum(width(self.body.placeholders[j]) for j, _ in group)
-            group.append((k, first))
-        packs = []
-        for group in found.values():
-            total = sum(width(self.body.placeholders[j]) for j, _ in group)
-            if len(group) > 1:
-                packs.append(Pack(tuple(group), 1 << (total - 1).bit_length()))
-        return tuple(packs)
 
     def _leaf(self, node: fx.Node) -> Value:
         k = self.body.placeholders.index(node)

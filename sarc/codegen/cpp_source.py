@@ -4,18 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Pack:
-    """Narrow operands gathered by one column, side by side in the rows of one table.
-
-    Attributes:
-        operands: (operand, first feature) pairs.
-        width: features of a row: a power of two, so that a row lies in one cache line.
-    """
-
-    operands: tuple[tuple[int, int], ...]
-    width: int
+from sarc.codegen.pack import Pack
 
 
 @dataclass(frozen=True)

@@ -9,22 +9,18 @@ depend on timing. What a body computes when is decided in `body.py`, as for C++.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch.fx as fx
 
-from sarc.codegen.body import NARROW, Body, features, width
-from sarc.codegen.cuda_folds import MEET, Folds
-from sarc.codegen.cuda_lanes import WARP, Task
+from sarc.codegen.body import Body, features, width
+from sarc.codegen.cuda_folds import MEET
+from sarc.codegen.cuda_lanes import WARP
+from sarc.codegen.cuda_online import OnlineSweeps
 from sarc.codegen.cuda_source import CudaSource, Shape
-from sarc.codegen.cuda_values import FEATURE_FOLDS
 from sarc.codegen.expression import C_TYPES, stored_type
 from sarc.codegen.loops import indent
-from sarc.codegen.value import linear
-from sarc.codegen.views import Index, NoKernel
+from sarc.codegen.views import NoKernel
 from sarc.ir.edge_program import EdgeProgram, fold_to_rows
 
 SHARED_BYTES = 48 << 10  # of a block, without asking for more
@@ -45,14 +41,8 @@ def emit_cuda(
     return _Kernel(Body(program, order, results), scratch).run()
 
 
-class _Kernel(Folds):
-    """One kernel: the body between its loops and folds."""
-
-    def __init__(self, body: Body, scratch: frozenset[int]):
-        super().__init__(body, scratch)
-        self.order = body.order
-        self.edge_arrays = [n for n in self.stored if n not in body.in_row]
-        self.row_arrays = [n for n in self.stored if n in body.in_row]
+class _Kernel(OnlineSweeps):
+    """One kernel: its sizes, declarations and launches, and the sweeps of a row between them."""
 
     def run(self) -> CudaSource:
         exact = self.body.compares()
@@ -71,14 +61,27 @@ class _Kernel(Folds):
             launches=indent(self._launches(threads, long, short), 1),
         )
         return CudaSource(
-            "sarc_launch", kernel, self.order, self.results, self.draws, exact, threads, long, short,
+            "sarc_launch", kernel, self.order, self.results, self.draws, exact, self.packs, threads, long, short,
             max(widths, default=1),
         )  # fmt: skip
 
     # --- sizes
 
     def _sizes(self) -> tuple[int, Shape, Shape | None]:
-        """Threads of a block, and the shape of long and short rows' visits: what shared memory holds."""
+        """Threads of a block, and the shape of long and short rows' visits: what shared memory holds.
+
+        Where a row's values are too many, those that can be computed anew wherever they are read are not kept.
+        """
+        while (found := self._fitting()) is None:
+            spare = [n for n in self.row_arrays if n.target is not fold_to_rows and not self.is_cooperative(n)]
+            if not spare:
+                raise NoKernel("the folds of a row do not fit the shared memory of a block of threads")
+            widest = max(spare, key=self.array_size)
+            self.row_arrays.remove(widest)
+            del self.stored[widest]
+        return found
+
+    def _fitting(self) -> tuple[int, Shape, Shape | None] | None:
         lanes = self.lanes or WARP
         for most in (COMFORTABLE_BYTES, SHARED_BYTES):
             for threads in (128, 64, 32):
@@ -88,11 +91,12 @@ class _Kernel(Folds):
                         few = self.lanes is None and self.order is not None and fits
                         short = Shape(SHORT_GROUP, SHORT_BLOCK) if few else None
                         return threads, Shape(lanes, edges), short
-        raise NoKernel("the values of a row do not fit the shared memory of a block of threads")
+        return None
 
     def _shared_bytes(self, threads: int, lanes: int, edges: int, hub: bool = True) -> int:
         nbytes = {n: self.array_size(n) * max(n.meta["type"].dtype.itemsize, 4) for n in self.stored}
         one = sum(nbytes[n] * (1 if n in self.body.in_row else edges + 1) for n in nbytes)
+        one += sum(size * itemsize for size, itemsize in self.shift_sizes())
         merged = sum(size * 8 if dtype_size == 8 else size * 4 for size, dtype_size in self._merged_sizes())
         groups = threads // lanes
         return groups * one + (merged * (groups + 1) if hub and self.order is not None and groups > 1 else 0)
@@ -114,6 +118,8 @@ class _Kernel(Folds):
         lines = ["template <int EB> struct Group {"]
         lines += [field(n, f"{self.array_size(n)} * (EB + 1)") for n in self.edge_arrays]
         lines += [field(n, str(self.array_size(n))) for n in self.row_arrays]
+        for shift, name in self.shift_arrays():
+            lines.append(f"{C_TYPES[shift.meta['type'].dtype]} {name}[{self.array_size(shift)}];")
         lines += [] if self.stored else ["char nothing;"]
         lines += ["};", "struct Folds {"]
         folds = [(C_TYPES[self.body.roots[k].meta["type"].dtype], name, self.size_of(k)) for k, name in self.reduced()]
@@ -133,6 +139,9 @@ class _Kernel(Folds):
         for k, operand in enumerate(self.program.operands):
             kind = stored_type(operand.type.dtype) if operand.type.dtype in C_TYPES else "char"
             found.append((f"const {kind}*", f"x{k}"))
+        for i, pack in enumerate(self.packs):
+            kind = stored_type(self.program.operands[pack.operands[0][0]].type.dtype)
+            found.append((f"const {kind}*", f"pack{i}"))
         for k in self.results:
             result = self.program.results[k]
             kind = C_TYPES[result.type.dtype] if result.kind == "contract" else stored_type(result.type.dtype)
@@ -184,8 +193,8 @@ class _Kernel(Folds):
             self.accumulator(self.body.roots[k], f"a{k}", "sum")
         if self.order is None:
             self.add("const int64_t first = worker * each, last = first + each < count ? first + each : count;")
-            self._row_values(0)
-            self._sweep(0)
+            self.row_values(0)
+            self.sweep(0)
         else:
             self.add("const int64_t stop = (worker + 1) * each < count ? (worker + 1) * each : count;")
             with self.block("for (int64_t at = worker * each; at < stop; ++at)"):
@@ -195,10 +204,12 @@ class _Kernel(Folds):
 
     def _visit(self, sweeps: int) -> None:
         """One row."""
+        # The groups of a hub have shifted what they keep of their blocks by maxima of their own.
+        many = "HUB || last - first > EB" if self.online else "last - first > (HUB ? GROUPS : 1) * EB"
         self.add(
             "const int32_t r = rows[begin + at], target = targets[r], slot = slots[r];",
             "const int64_t first = starts[r], last = starts[r + 1];",
-            "const bool many = last - first > (HUB ? GROUPS : 1) * EB, start = fresh || slot >= 0;",
+            f"const bool many = {many}, start = fresh || slot >= 0;",
             "(void)many; (void)start; (void)target;",
         )
         for k, operand in enumerate(self.program.operands):
@@ -210,10 +221,7 @@ class _Kernel(Folds):
             self.accumulator(self.body.roots[k], name, self.program.results[k].fold)
         for node in self.own:
             self.accumulator(node.args[0], self.fold_name(node), node.args[3])
-        for sweep in range(sweeps):
-            self._row_values(sweep)
-            self._sweep(sweep)
-            self.finish_folds(sweep)
+        self.sweeps(sweeps)
         for k in self.results:
             if self.program.results[k].kind == "rows":
                 with self.block("if (!HUB || group == 0)"):
@@ -222,121 +230,6 @@ class _Kernel(Folds):
             self.add("if constexpr (HUB) __syncthreads();")
         if self.stored:
             self.add(MEET)
-
-    def _row_values(self, sweep: int) -> None:
-        """What is computed once a row, as soon as the folds of the sweeps before are there."""
-        for node in self.row_arrays:
-            if node.target is fold_to_rows or self.body.passes[node] != sweep:
-                continue
-            with self.block():
-                self.spread([self.fold_task(node) if self.is_cooperative(node) else self.shared_task(node)])
-            self.add(MEET)
-            self.mark(node)
-
-    # --- sweeps
-
-    def _sweep(self, sweep: int) -> None:
-        """The blocks of a row, once; of an earlier sweep's values, those that only a row of one block still has."""
-        body = self.body
-        folds = self.folds_of(sweep)
-        stores = [
-            k for k in self.results
-            if self.program.results[k].kind == "store" and body.passes[body.roots[k]] == sweep
-        ]  # fmt: skip
-        ends = [root for root, _, _ in folds] + [body.roots[k] for k in stores]
-        if not ends:
-            return
-        again = self._needed(ends)
-        arrays = [n for n in self.edge_arrays if body.passes[n] == sweep or n in again]
-        last = max([body.phases[n] for n in arrays] + [body.fold_phase(r) for r in ends])
-        step = "(HUB ? GROUPS : 1) * EB"
-        with self.block(f"for (int64_t k0 = first + (HUB ? group * EB : 0); k0 < last; k0 += {step})"):
-            self.add("const int here = last - k0 < EB ? int(last - k0) : EB;")
-            for phase in range(last + 1):
-                now = [n for n in arrays if body.phases[n] == phase]
-                with self.block("if (many)"):
-                    self._phase([n for n in now if body.passes[n] != sweep], [], [])
-                self._phase(
-                    [n for n in now if body.passes[n] == sweep],
-                    [f for f in folds if body.fold_phase(f[0]) == phase],
-                    [k for k in stores if body.fold_phase(body.roots[k]) == phase],
-                )
-            if self.edge_arrays and self.scope.lines[-1] != MEET:
-                self.add(MEET)
-
-    def _needed(self, ends: list[fx.Node]) -> set[fx.Node]:
-        """Shared arrays of edges that values are made of."""
-        found: set[fx.Node] = set()
-        seen: set[fx.Node] = set()
-        stack = list(ends)
-        while stack:
-            node = stack.pop()
-            if node in seen or node in self.body.in_row:
-                continue
-            seen.add(node)
-            if node in self.stored:
-                found.add(node)
-            stack.extend(node.all_input_nodes)
-        return found
-
-    def _phase(self, nodes: list[fx.Node], folds: list[tuple[fx.Node, str, str]], stores: list[int]) -> None:
-        """A block's values of one phase: those an edge a lane, then those with the lanes over features."""
-        body = self.body
-        narrow = [n for n in nodes if not body.sinks(n)]
-        self._over_edges(
-            narrow, [f for f in folds if width(f[0]) <= NARROW], [k for k in stores if width(body.roots[k]) <= NARROW]
-        )
-        if narrow:
-            self.add(MEET)
-        sinks = [n for n in nodes if body.sinks(n)]
-        self._edge_by_edge(
-            sinks, [f for f in folds if width(f[0]) > NARROW], [k for k in stores if width(body.roots[k]) > NARROW]
-        )
-
-    def _over_edges(self, nodes: list[fx.Node], folds: list, stores: list[int]) -> None:
-        """Narrow values of a block, an edge a lane; what is folded and stored of them."""
-        self.unmark(nodes)
-        work: list[tuple[tuple, Callable[[Index], None]]] = []
-        work += [(n.meta["type"].dims, partial(self._fill, n)) for n in nodes]
-        work += [(r.meta["type"].dims, partial(self.fold_entry, r, name, fold)) for r, name, fold in folds]
-        work += [(self.body.roots[k].meta["type"].dims, partial(self.store_entry, k)) for k in stores]
-        with self.block("for (int q = lane; q < here; q += G)", "edge"):
-            with self.behind_pointers() as lines:
-                for dims, group in itertools.groupby(work, key=lambda each: each[0]):
-                    self.over_features(dims, partial(_all, [one for _, one in group]))
-            if lines:
-                self.add("const int64_t k = k0 + q;", "(void)k;", *lines)
-
-    def _fill(self, node: fx.Node, at: Index) -> None:
-        entry = self.computed(node).element(at)
-        self.mark(node)
-        self.add(f"{self.slot(node, linear(at, node.meta['type'].dims))} = {entry};")
-
-    def _edge_by_edge(self, sinks: list[fx.Node], folds: list, stores: list[int]) -> None:
-        """Wide values of a block: the lanes over the features of one edge after another."""
-        if not (sinks or folds or stores):
-            return
-        self.unmark(sinks)
-        with self.block("SARC_UNROLL_EDGES for (int q = 0; q < here; ++q)", "edge"):
-            with self.behind_pointers() as lines:
-                tasks = [self._sink_task(n) for n in sinks]
-                tasks += [self.accumulate_task(*f) for f in folds]
-                tasks += [self.put_task(k, "k" if -1 - k in self.scratch else "edges[k]") for k in stores]
-                self.spread(tasks)
-            self.add("const int64_t k = k0 + q;", "(void)k;", *lines)
-        for node in sinks:
-            self.mark(node)
-        if sinks:
-            self.add(MEET)
-
-    def _sink_task(self, node: fx.Node) -> Task:
-        if node.target in FEATURE_FOLDS and self.body.is_wide(node.args[0]):
-            return self.fold_task(node)
-        return self.shared_task(node, vector=1)
-
-def _all(each: Sequence[Callable[[Index], None]], at: Index) -> None:
-    for one in each:
-        one(at)
 
 
 _HEAD = (
@@ -358,8 +251,9 @@ constexpr int THREADS = {threads};
 
 {shared}
 
+// 128 registers a thread; hubs, which are few and hold more, may have 255.
 template <int G, int EB, bool HUB>
-__global__ void __launch_bounds__(THREADS, 512 / THREADS) sarc_rows(
+__global__ void __launch_bounds__(THREADS, (HUB ? 256 : 512) / THREADS) sarc_rows(
     {parameters}) {{
 {body}
 }}

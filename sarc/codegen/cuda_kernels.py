@@ -19,6 +19,7 @@ from sarc.codegen.cuda_traversal import RowsByLength, rows_by_length
 from sarc.codegen.divide import Stage
 from sarc.codegen.kernels import has_plain_rows, stages_of
 from sarc.codegen.nvcc import Library, Load, load_library
+from sarc.codegen.pack import lay_out
 from sarc.codegen.staged import Empty, StageCall, StagedKernel, rng_operand, rows_first, written
 from sarc.codegen.traversal import Traversal
 from sarc.codegen.views import NoKernel
@@ -77,19 +78,20 @@ class CudaKernel(StagedKernel[_Launch]):
         try:
             make = partial(torch.empty, device=keys.device) if empty is None else empty
             for call in self.calls(traversals, operands, results, keys, make):
-                self._run(call, keys, fresh)
+                self._run(call, keys, fresh, make)
         except torch.OutOfMemoryError as error:
             raise BudgetError(
                 f"{self.what}: the device's memory does not hold what its launch needs: {str(error).splitlines()[0]}; "
                 f"partition into more parts"
             ) from error
 
-    def _run(self, call: StageCall[_Launch], keys: Tensor, fresh: bool) -> None:
+    def _run(self, call: StageCall[_Launch], keys: Tensor, fresh: bool, empty: Empty) -> None:
         program, source, order = call.launch.stage.program, call.launch.source, call.order
         count = _Count.of(source, program, order)
         if count.nothing:
             return
         tables = [_aligned(rows_first(x, o.axis)) for x, o in zip(call.operands, program.operands, strict=True)]
+        packs = [lay_out(pack, tables, empty) for pack in source.packs]
         after: list[Callable[[], object]] = []
         outs: list[Tensor] = []
         for k in source.results:
@@ -97,7 +99,7 @@ class CudaKernel(StagedKernel[_Launch]):
         used = sorted(program.columns_used("gather") | program.columns_used("reduce"))
         keys = order.ordered(keys) if source.draws else keys
         tensors = [count.rows, order.starts, order.targets, order.slots, order.edges, call.positions, keys]
-        tensors += [order.columns[c] for c in used] + tables + outs
+        tensors += [order.columns[c] for c in used] + tables + packs + outs
         rng = rng_operand(program)
         seed, step = (0, 0) if rng is None else call.operands[rng].tolist()
         numbers = [*count.counts, *count.each, seed, step, int(fresh), keys.device.index or 0]

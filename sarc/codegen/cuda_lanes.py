@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch.fx as fx
 
 from sarc.codegen.body import Body, features, width
+from sarc.codegen.cuda_tables import LANE_BYTES
 from sarc.codegen.cuda_values import COMBINE, Values, neutral
 from sarc.codegen.expression import C_TYPES
 from sarc.codegen.value import linear
@@ -20,7 +21,6 @@ from sarc.codegen.views import Index
 from sarc.ir.space import Rows
 
 WARP = 32
-LANE_BYTES = 16
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ RUNTIME = r"""
 #include <cuda_fp16.h>
 
 #define SARC_DEVICE static __device__ __forceinline__
+#define SARC_MEMBER __device__ __forceinline__
 #define SARC_UNROLL _Pragma("unroll")
 #define SARC_UNROLL_EDGES _Pragma("unroll 4")
 #define SARC_LAUNCH(kernel, blocks, threads, stream, ...) \
@@ -61,6 +62,17 @@ template <int V, class T> SARC_DEVICE void sarc_write(T* to, const sarc_strip<T,
   *reinterpret_cast<sarc_strip<T, V>*>(to) = x;
 }
 
+// The few features of an edge's row, V at once, for the lane that has the edge.
+template <class T, int V, int S> struct sarc_few {
+  sarc_strip<T, V> strips[S];
+  SARC_MEMBER T operator[](int i) const { return strips[i / V].at[i % V]; }
+};
+template <int V, int S, class T> SARC_DEVICE sarc_few<T, V, S> sarc_read_few(const T* from) {
+  sarc_few<T, V, S> row;
+  SARC_UNROLL for (int j = 0; j < S; ++j) row.strips[j] = sarc_read<V>(from + j * V);
+  return row;
+}
+
 // Groups of G neighbouring lanes of a warp.
 template <int G> SARC_DEVICE unsigned sarc_group_mask() {
   return G == 32 ? 0xFFFFFFFFu : ((1u << (G % 32)) - 1u) << (threadIdx.x % 32 / G * G);
@@ -88,6 +100,17 @@ template <int LANES, class T> SARC_DEVICE T sarc_amax_lanes(T x, unsigned mask) 
 template <int LANES, class T> SARC_DEVICE T sarc_amin_lanes(T x, unsigned mask) {
   SARC_UNROLL for (int d = LANES / 2; d > 0; d /= 2) x = sarc_min(x, sarc_across(x, d, mask));
   return x;
+}
+
+// A softmax's shift that grows from block to block: a row of nothing but -inf so far is not shifted.
+template <class T> SARC_DEVICE T sarc_shift(T x) { return x == -sarc_inf<T>() ? T(0) : x; }
+// By what sums grow whose exponentials were shifted by `old` and are to be shifted by `now`.
+template <class T> SARC_DEVICE T sarc_rescale(T old, T now) {
+  return old == now || old == -sarc_inf<T>() ? T(1) : sarc_exp(old - now);
+}
+// The same at the end of a row: exp(-inf - -inf) is NaN.
+template <class T> SARC_DEVICE T sarc_last_rescale(T old, T now, bool any) {
+  return any && now == -sarc_inf<T>() ? now - now : sarc_rescale(old, now);
 }
 
 // Philox4x32-10 (Salmon et al., SC 2011): uniform draws keyed by (seed, step, op, row key, feature), four a block.

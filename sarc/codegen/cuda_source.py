@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sarc.codegen.cuda_prelude import FUNCTIONS, RUNTIME
+from sarc.codegen.pack import Pack
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class CudaSource:
         results: indices of the program's results that this kernel makes.
         draws: whether it reads row keys.
         exact: whether products and sums must not be contracted.
+        packs: tables it reads instead of the operands that they hold.
         threads: of a block.
         long, short: how long and short rows are visited; `short` is None where all rows but hubs are long ones.
         widest: features of its widest value of an edge.
@@ -37,6 +39,7 @@ class CudaSource:
     results: tuple[int, ...]
     draws: bool
     exact: bool
+    packs: tuple[Pack, ...]
     threads: int
     long: Shape
     short: Shape | None

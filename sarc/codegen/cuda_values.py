@@ -16,8 +16,8 @@ import torch
 import torch.fx as fx
 
 from sarc.codegen.body import NARROW, Body, features, width
-from sarc.codegen.cuda_scope import Code
-from sarc.codegen.expression import C_TYPES, literal, stored_type
+from sarc.codegen.cuda_tables import Tables
+from sarc.codegen.expression import C_TYPES, literal
 from sarc.codegen.operators import RULES, pointwise
 from sarc.codegen.value import VIEWS, Value, linear
 from sarc.codegen.views import Index, NoKernel
@@ -36,23 +36,20 @@ def neutral(fold: str, dtype: torch.dtype) -> str:
     return literal(start_value(fold, dtype), dtype)
 
 
-class Values(Code):
+class Values(Tables):
     """The readers of a body's values, for code that is written block by block.
 
     Attributes:
         stored: names of the shared arrays, by value.
         ready: values whose arrays are filled where the code stands.
-        canonical: offset of the entry that a lane is at, as readers write it, where it goes over a row's features.
-        vector: neighbouring features of a lane there.
+        draws: whether row keys are read.
     """
 
     def __init__(self, body: Body, scratch: frozenset[int]):
-        super().__init__()
-        self.body, self.program, self.scratch = body, body.program, scratch
+        super().__init__(body, scratch)
         _wait_for_readers(body)
         self.ready: set[fx.Node] = set()
         self.draws = False
-        self.canonical, self.vector, self.span = "", 1, 0
         self._readers: dict[fx.Node, Value] = {}
         self._number = 0
         self.stored = {n: f"{self._plain_name(n)}_{i}" for i, n in enumerate(body.nodes) if self._is_stored(n)}
@@ -197,40 +194,9 @@ class Values(Code):
         dims = node.meta["type"].dims
 
         def read(offset: str) -> str:
-            return self._named(node, f"at {offset}", lambda: self._load(node, k, offset))
+            return self._named(node, f"at {offset}", lambda: self.load(node, k, offset))
 
         return Value(lambda at: read(linear(at, dims)), dims, True, read)
-
-    def _load(self, node: fx.Node, k: int, offset: str) -> str:
-        pointer = self._pointer(node, k)
-        if self.canonical and offset == self.canonical and self.span == width(node):
-            strip = self.scope.around("strip")
-            name = f"x{k}_strip"
-            if name not in strip.names:
-                strip.names[name] = name
-                strip.lines.append(f"const auto {name} = sarc_read<{self.vector}>({pointer} + f0);")
-            return f"sarc_load({name}.at[v])"
-        return f"sarc_load({pointer}[{offset}])"
-
-    def _pointer(self, node: fx.Node, k: int) -> str:
-        """The row of an operand at hand."""
-        operand, size = self.program.operands[k], width(node)
-        if operand.axis is None:
-            return f"x{k}"
-        if node in self.body.in_row:
-            return f"x{k}_at"  # made at the start of a row
-        edge = self.scope.around("edge")
-        name = f"x{k}_at"
-        if name not in edge.names:
-            edge.names[name] = name
-            where = (
-                f"c{operand.column}[k]"
-                if operand.column is not None
-                else ("positions[k]" if k in self.scratch else "edges[k]")
-            )
-            kind = stored_type(operand.type.dtype)
-            edge.lines.append(f"const {kind}* __restrict__ {name} = x{k} + int64_t({where}) * {size};")
-        return name
 
     # --- operators that are no expression of one entry
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from sarc.codegen.build import build
 from sarc.codegen.cpp import emit
-from sarc.codegen.cpp_source import Pack, Source
+from sarc.codegen.cpp_source import Source
 from sarc.codegen.divide import Stage, divide
+from sarc.codegen.pack import lay_out
 from sarc.codegen.staged import Empty, StageCall, StagedKernel, rng_operand, rows_first, written
 from sarc.codegen.traversal import Traversal
 from sarc.codegen.views import NoKernel
@@ -62,10 +63,6 @@ class CppKernel(StagedKernel[_Launch]):
         for call in self.calls(traversals, operands, results, keys, empty):
             _run(call, keys, fresh, empty)
 
-    def packed_bytes(self, launch: _Launch, tables: Sequence[Tensor]) -> int:
-        first = [(tables[pack.operands[0][0]], pack.width) for pack in launch.source.packs]
-        return sum(table.shape[0] * width * table.element_size() for table, width in first)
-
 
 def _run(call: StageCall[_Launch], keys: Tensor, fresh: bool, empty: Empty) -> None:
     program, source, order = call.launch.stage.program, call.launch.source, call.order
@@ -81,7 +78,7 @@ def _run(call: StageCall[_Launch], keys: Tensor, fresh: bool, empty: Empty) -> N
     keys = order.ordered(keys) if source.draws else keys
     used = sorted(program.columns_used("gather") | program.columns_used("reduce"))
     tensors = [order.bounds, order.starts, order.targets, order.slots, order.edges, call.positions, keys]
-    tensors += [order.columns[c] for c in used] + tables + [_pack(p, tables, empty) for p in source.packs] + outs
+    tensors += [order.columns[c] for c in used] + tables + [lay_out(p, tables, empty) for p in source.packs] + outs
     pointers = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
     rng = rng_operand(program)
     numbers = [0, 0] if rng is None else call.operands[rng].tolist()
@@ -92,16 +89,6 @@ def _run(call: StageCall[_Launch], keys: Tensor, fresh: bool, empty: Empty) -> N
 
 def _dense(table: Tensor, empty: Empty) -> Tensor:
     return table if table.is_contiguous() else empty(table.shape, dtype=table.dtype).copy_(table)
-
-
-def _pack(pack: Pack, tables: Sequence[Tensor], empty: Empty) -> Tensor:
-    """Narrow tables side by side."""
-    first = tables[pack.operands[0][0]]
-    packed = empty((first.shape[0], pack.width), dtype=first.dtype)
-    for k, at in pack.operands:
-        rows = tables[k].reshape(first.shape[0], -1)
-        packed[:, at : at + rows.shape[1]] = rows
-    return packed
 
 
 def _merge(into: Tensor, pieces: Tensor, order: Traversal, fold: str) -> None:

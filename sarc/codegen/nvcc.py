@@ -18,10 +18,11 @@ from sarc.codegen.build import Toolchain, build_with, cache_directory
 from sarc.codegen.cuda_source import CudaSource
 from sarc.errors import CodegenError
 
-FLAGS = (
-    "-O3", "-std=c++17", "-shared", "-Xcompiler", "-fPIC", "--expt-relaxed-constexpr", "-Xptxas", "-v",
+COMPILE_FLAGS = (
+    "-O3", "-std=c++17", "--expt-relaxed-constexpr", "-Xptxas", "-v",
     "-diag-suppress=177",  # functions of the prelude that a unit does not use
 )  # fmt: skip
+FLAGS = (*COMPILE_FLAGS, "-shared", "-Xcompiler", "-fPIC")
 # Values that another kernel must find again to the bit are computed without contraction of products and sums.
 TO_THE_BIT = "-fmad=false"
 WITHOUT_A_GPU = (80, 90)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sarc.codegen.divide import Stage, divide
+from sarc.codegen.pack import packed_bytes
 from sarc.codegen.traversal import PADDING, Traversal, traversal
 from sarc.ir.dialect import UNIFORM, start_value
 from sarc.ir.edge_program import EdgeProgram, Result
@@ -120,12 +121,8 @@ class StagedKernel(Generic[L]):
             axes = [o.axis for o in stage.program.operands] + [r.axis for r in stage.program.results]
             tables = [rows_first(x, axis) for x, axis in zip(given + made, axes, strict=True)]
             copied = sum(x.nbytes for x in tables if not x.is_contiguous())
-            most = max(most, copied + self.packed_bytes(launch, tables))
+            most = max(most, copied + packed_bytes(launch.source.packs, tables))
         return sum(x.nbytes for x in scratch) + most
-
-    def packed_bytes(self, launch: L, tables: Sequence[Tensor]) -> int:
-        """Bytes of tables that a stage lays out anew."""
-        return 0
 
 
 def _tables_of(

@@ -38,7 +38,7 @@ class Writer:
         self.narrow: list[fx.Node] = []
         for name, column in (("a", SRC), ("b", DST)):
             self.wide.append(self.operand(name, (E, heads, features), column))
-        for name, column in (("s", SRC), ("t", DST), ("w", None)):
+        for name, column in (("u", SRC), ("s", SRC), ("t", DST), ("w", None)):
             self.narrow.append(self.operand(name, (E, heads), column))
         self.parameter = self.operand("p", (heads, features), None, axis=None)
         self.rng = self.operand("rng", (2,), None, axis=None, dtype=torch.int64)

@@ -23,6 +23,7 @@
 #define __shared__ static
 #define __launch_bounds__(threads, blocks)
 #define SARC_DEVICE static inline
+#define SARC_MEMBER inline
 #define SARC_UNROLL
 #define SARC_UNROLL_EDGES
 #define SARC_LAUNCH(kernel, blocks, threads, stream, ...) \

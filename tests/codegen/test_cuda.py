@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import example, given
 
+import sarc
+from benchmarks.gpu_models import AttentionCore
 from sarc.codegen import build
 from sarc.codegen.cuda_kernels import compile_cuda_kernels, cuda_sources, has_cuda_kernel
 from sarc.codegen.nvcc import Library
@@ -107,22 +109,39 @@ def test_short_rows_are_visited_by_few_lanes() -> None:
         compare(drawn, graph)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("heads", [1, 3, 4, 8])
+def test_narrow_tables_of_one_column_lie_side_by_side(heads: int, dtype: torch.dtype) -> None:
+    drawn = Drawn(heads, 12, (("narrow", 2, 3), ("weigh", 0, 0)), ("sum to dst", "few to dst"))
+    (source,) = [source for _, source in cuda_sources(drawn.program(dtype))]
+    (pack,) = source.packs
+    assert [first for _, first in pack.operands] == [0, heads] and pack.width in (2, 8, 16)
+    compare(drawn, HUB, dtype)
+    compare(drawn, SMALL, dtype, parts=2)
+
+
 MODELS = ("GATConv dropout", "edges by a mask")
 ALL = [case for group in CASES.values() for case in group if not case.slow]
 
 
-@pytest.mark.parametrize("name", [c.name if c.name in MODELS else _long(c.name) for c in ALL])
-def test_models(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A training step of a listed model over four parts, one of them empty, all edge programs as emulated kernels."""
-    made = []
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Models run emulated CUDA kernels; the names of those that were made."""
+    names: list[str] = []
 
     def compile_all(programs):
         found = compile_cuda_kernels(programs, emulated)
-        made.extend(found)
+        names.extend(found)
         return found
 
     monkeypatch.setattr("sarc.backend.compile_kernels", compile_all)
     monkeypatch.setattr("sarc.backend.has_kernel", has_cuda_kernel)
+    return names
+
+
+@pytest.mark.parametrize("name", [c.name if c.name in MODELS else _long(c.name) for c in ALL])
+def test_models(name: str, made: list[str]) -> None:
+    """A training step of a listed model over four parts, one of them empty, all edge programs as emulated kernels."""
     case = case_named(name)
     for parts in (1, 4):
         plain, compiled, values = pair(case, standard_cut(parts))
@@ -130,9 +149,35 @@ def test_models(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert made or name not in MODELS
 
 
+@pytest.mark.parametrize(("features", "forward"), [(16, 1), (1600, 3)])
+def test_rows_too_wide_for_shared_memory(features: int, forward: int, made: list[str]) -> None:
+    """Rows whose folds do not fit 48 KiB are not visited once for all phases: each phase has a kernel of its own."""
+    edge_index, model = torch.randint(0, 9, (2, 40)), AttentionCore(8, features).double()
+    compiled = sarc.compile(model, sarc.partition(edge_index, num_nodes=9, num_parts=1))
+    x = torch.randn(9, 8 * features, dtype=torch.float64, requires_grad=True)
+    found, expected = (
+        [out, *torch.autograd.grad(out.square().sum(), [x, *model.parameters()])]
+        for out in (compiled(x, edge_index), model(x, edge_index))
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-10 * max(1.0, float(theirs.detach().abs().max()))
+    edges = [e for e in compiled.plan().edges if e.stage == "forward" and e.name.startswith("edges")]
+    assert compiled.plan().fallbacks == 0 and len(edges) == forward, edges
+    assert {e.name for e in edges} <= set(made)
+
+
+def test_wide_values_of_a_row_are_computed_where_they_are_read() -> None:
+    """64 KiB of a row's values, which no block of threads could keep."""
+    drawn = Drawn(2, 4096, (("tanh", 0, 0), ("mul", 0, 2)), ("sum to dst",))
+    compare(drawn, DrawnGraph(5, 30, 0, 3))
+
+
+MEETING = ("cuda", "cuda_folds", "cuda_online", "cuda_sweeps")
+
+
 def test_a_meeting_that_is_missing_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """The emulation is no rubber stamp: without its meetings a kernel's results depend on the order of threads."""
-    for module in ("cuda", "cuda_folds"):
+    for module in MEETING:
         monkeypatch.setattr(f"sarc.codegen.{module}.MEET", "")
     with pytest.raises(AssertionError):
         compare(Drawn(2, 64, (("dot", 0, 1), ("weigh", 0, 0)), ("sum to dst",)), SMALL)
@@ -151,7 +196,7 @@ def test_a_failed_launch_names_kernel_line_and_source(status: int, kind: type[Ex
 
 
 def test_a_lane_that_stays_away_fails_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("cuda", "cuda_folds"):
+    for module in MEETING:
         monkeypatch.setattr(f"sarc.codegen.{module}.MEET", "if (lane != 1) sarc_meet(mask);")
     with pytest.raises(CodegenError, match="kernel drawn \\(model.py:1\\): its launch failed: threads wait"):
         compare(Drawn(2, 64, (("dot", 0, 1), ("weigh", 0, 0)), ("sum to dst",)), SMALL)

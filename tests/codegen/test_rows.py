@@ -117,3 +117,22 @@ class Count(nn.Module):
 @pytest.mark.parametrize("heads", [1, 3, 4, 12])
 def test_truth_values_are_counted(heads: int) -> None:
     compare(Count(), 300, width=3, heads=heads)
+
+
+class Rearranged(nn.Module):
+    """Every node with another one: nodes are the rows of both sides of the derivative's sum."""
+
+    def forward(self, x: Tensor, perm: Tensor) -> Tensor:
+        return x * x[perm]
+
+
+@pytest.mark.parametrize("width", [3, 20])
+def test_nodes_that_are_rearranged(width: int) -> None:
+    perm = torch.randperm(NODES, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(NODES, width, dtype=torch.float64, requires_grad=True)
+    compiled = sarc.compile(
+        Rearranged(), sarc.partition(torch.stack([perm, perm]), num_nodes=NODES, num_parts=1), backend="cpp",
+        spaces={"x": "N", "perm": "N"},
+    )  # fmt: skip
+    found, expected = (torch.autograd.grad(m(x, perm).square().sum(), x)[0] for m in (compiled, Rearranged()))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)

@@ -60,7 +60,9 @@ def test_any_number_of_parts(case: Case, num_parts: int) -> None:
     check_mode(case, plain, compiled, values, train=True, gradients=True)
 
 
-@pytest.mark.parametrize("name", ["GATConv", "SAGEConv mean", "GCN with batch norm", "cross entropy of a mask"])
+@pytest.mark.parametrize(
+    "name", ["GATConv", "SAGEConv mean", "GCN with batch norm", "cross entropy of a mask", "LSTM over layers"]
+)
 def test_float32(name: str) -> None:
     case = case_named(name)
     plain, compiled, values = pair(case, standard_cut(4), torch.float32)

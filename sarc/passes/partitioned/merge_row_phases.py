@@ -34,8 +34,8 @@ After:
     %out: f32[N] = getitem(%edge_call, 0)   # model.py:9
     return result 0 = %out
 Needs a partitioned program and whether an edge program has a kernel; gives one with fewer edge programs.
-It does nothing to programs that exchange rows, that fold to several columns, or whose merger has no kernel: the same
-object comes back when nothing merges.
+It does nothing to programs that exchange rows, that fold to several columns or from nodes to nodes, or whose merger has
+no kernel: the same object comes back when nothing merges.
 """
 
 from __future__ import annotations
@@ -95,11 +95,15 @@ class MergeRowPhases:
 
 
 def find_cluster(program: Program, first: fx.Node) -> Cluster | None:
-    """The largest cluster that starts with the edge call `first`; None when it does not fold to one column's rows."""
+    """The largest cluster that starts with the edge call `first`.
+
+    None when it does not fold to one column's rows, or visits rows of their own space.
+    """
     start = _row_column(first)
-    if start is None:
-        return None
     edges: EdgeProgram = first.args[0]
+    # Nodes that are rearranged are the rows of both sides: inside, a row operation's operand would read as an edge's.
+    if start is None or start[1] == edges.space:
+        return None
     cluster = Cluster(edges.name, edges.space, start[1], start[0], {first: None})
     after: set[fx.Node] = set()  # values that depend on the cluster from outside
     for node in program.graph.nodes:
