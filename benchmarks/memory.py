@@ -104,7 +104,8 @@ def child(given: dict[str, Any]) -> dict[str, float]:
             shard = cut.shard(int(os.environ["RANK"]), x=x, y=y)
             x, y, call, cut = shard.x, shard.y, shard.graph, shard.partitions
             del graph, shard
-        model = compiled = sarc.compile(model, cut, memory_budget=budget, exchange=given["exchange"])
+        options = {"exchange": given["exchange"], "objective": "memory"}
+        model = compiled = sarc.compile(model, cut, memory_budget=budget, **options)
         del cut
     elif name == "DGL":
         from benchmarks.dgl_layers import as_dgl

@@ -50,7 +50,8 @@ def compile(
         memory_budget: bytes, or text like "8GiB", that a step may take on one part, parameters, features and structure
             included, gradients and optimizer states outside the compiled module not. The plan with the least extra work
             that fits is taken. None: what costs less than it saves is made again in the backward pass, at under 15 %
-            extra work; `float("inf")`: nothing is. `plan()` predicts the bytes.
+            extra work; `float("inf")`: nothing is. `plan()` predicts the bytes. Under a budget no memory is kept
+            between passes.
         offload: "disk": tensors of a step of a megabyte and more lie in files of `offload_dir` (None: the system's
             directory for temporary files), mapped into memory; the system holds in memory what is in use. For graphs
             whose activations do not fit: partition them, and one part is in use at a time. The files have no names and
@@ -67,7 +68,7 @@ def compile(
             are a vertex cover of the least bytes; "auto", at whichever `objective` prices lowest. Results are the same.
             `plan()` lists the candidates.
         objective: of "auto" placement: "time" as predicted for bytes, messages and edges of the slowest part; "bytes"
-            sent by all parts; "memory" of the largest part.
+            sent by all parts; "memory" of the largest part, and no memory is kept between passes.
         verify: the first call in each mode also runs the plain module, with the same random draws, and prints the
             largest difference of every result, buffer and gradient to stderr. In one process only.
         exchange: how rows travel between parts. "auto": all rows of a step of a layer at once, in one all-to-all, while

@@ -39,8 +39,10 @@ class Anonymous:
     def map(self, nbytes: int) -> mmap.mmap:
         # Private: shared memory gets no huge pages and escapes RLIMIT_DATA.
         block = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            block.madvise(mmap.MADV_HUGEPAGE)
+        huge = (nbytes - _ALIGNMENT) // _ALIGNMENT * _ALIGNMENT
+        # Not the last piece: a huge page that is begun is there whole, for a small tensor as much again.
+        if huge and hasattr(mmap, "MADV_HUGEPAGE"):
+            block.madvise(mmap.MADV_HUGEPAGE, _aligned(block), huge)
         return block
 
     def rest(self, block: mmap.mmap) -> None:
@@ -52,13 +54,14 @@ class Pool:
 
     Args:
         source: where blocks come from; None: memory of the system.
+        keeps: whether free blocks outlive a pass; else the caller's loss and optimizer find their room.
 
     Free blocks are given back to the system, longest unused first, before a new one would make the pool grow: it holds
     no more than what was alive at once, up to the difference between a block and what is put into it.
     """
 
-    def __init__(self, source: Source | None = None) -> None:
-        self._source = source or Anonymous()
+    def __init__(self, source: Source | None = None, keeps: bool = True) -> None:
+        self._source, self._keeps = source or Anonymous(), keeps
         self._free: list[mmap.mmap] = []
         self._used: dict[int, mmap.mmap] = {}
 
@@ -72,7 +75,9 @@ class Pool:
         self._free.clear()
 
     def rest(self) -> None:
-        """Let what is in use move to where the source keeps what is not needed soon."""
+        """After a pass: what is in use moves to where the source keeps what is not needed soon; see also `keeps`."""
+        if not self._keeps:
+            self.release()
         for block in list(self._used.values()):
             self._source.rest(block)
 
@@ -82,7 +87,7 @@ class Pool:
         if nbytes < SMALLEST or device.type != "cpu":
             return torch.empty(lengths, dtype=dtype, device=device)
         block = self._take(nbytes)
-        lease = (ctypes.c_uint8 * nbytes).from_buffer(block, _aligned(block, nbytes))
+        lease = (ctypes.c_uint8 * nbytes).from_buffer(block, _aligned(block))
         # The storage keeps `lease` alive, and nothing else does.
         self._used[id(block)] = block
         weakref.finalize(lease, self._give_back, block).atexit = False
@@ -109,7 +114,7 @@ def _room(block: mmap.mmap) -> int:
     return len(block) - _ALIGNMENT
 
 
-def _aligned(block: mmap.mmap, nbytes: int) -> int:
+def _aligned(block: mmap.mmap) -> int:
     """Offset in the block of the first address that huge pages can start at."""
     address = ctypes.addressof(ctypes.c_uint8.from_buffer(block))
     return -address % _ALIGNMENT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from typing import Any
 
@@ -63,7 +64,9 @@ class CompiledModule(nn.Module):
         self._host: Host | None = None
         self._calls = 0
         self._offload_dir = offload_dir  # None: in memory
-        self._pool = Pool() if offload_dir is None else Pool(DiskTier(offload_dir))
+        # Where memory is the objective, it is others' between passes; fresh pages are slow, so elsewhere it is kept.
+        wants_room = compiler.objective == "memory" or memory_budget not in (None, sys.maxsize)
+        self._pool = Pool(None if offload_dir is None else DiskTier(offload_dir), keeps=not wants_room)
         # One comparison with the plain module for each variant, by its number; None: not asked for.
         self._comparisons: dict[int, Comparison] | None = {} if verify else None
         self.step = 0

@@ -31,6 +31,8 @@ from sarc.runtime.plan import log_binding
 class Compiler(Protocol):
     """What a compiled module asks of the floors above (`sarc.pipeline.Pipeline`)."""
 
+    objective: str
+
     def copy_module(self, module: nn.Module) -> nn.Module: ...
 
     def take_apart(self, module: nn.Module, args: tuple, kwargs: dict, graph_kind: str) -> Any: ...
