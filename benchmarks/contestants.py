@@ -123,7 +123,8 @@ class OnGraph(nn.Module):
 
 
 def distance(got: Tensor, expected: Tensor, floor: float) -> float:
+    """||got - expected|| / ||expected||, whose denominator is at least `floor`; infinite where that is no number."""
     if got.shape != expected.shape:
         raise ValueError(f"expected a tensor {list(expected.shape)}, got {list(got.shape)}")
-    distance = float((got - expected).norm() / expected.norm().clamp(min=max(floor, 1e-30)))
-    return distance if math.isfinite(distance) else math.inf
+    found = float((got - expected).norm() / expected.norm().clamp(min=max(floor, 1e-30)))
+    return found if math.isfinite(found) else math.inf

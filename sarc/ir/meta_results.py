@@ -46,12 +46,7 @@ def meta_results(target: Any, args: Any, kwargs: Any, spaces: Spaces) -> tuple[M
     Raises:
         Whatever the operator raises when its operands do not fit.
     """
-    key = _frozen(tuple(args), spaces), _frozen(tuple(kwargs.items()), spaces)
-    try:
-        hash(key)
-    except TypeError:  # an operand like a slice
-        return _run(target, *key)
-    return _run_once(target, *key)
+    return _run(target, _frozen(tuple(args), spaces), _frozen(tuple(kwargs.items()), spaces))
 
 
 def _frozen(tree: Any, spaces: Spaces) -> Any:
@@ -78,10 +73,8 @@ def _thawed(key: Any) -> Any:
     return key.kind(map(_thawed, key.items)) if isinstance(key, _Several) else key.value
 
 
+@lru_cache(maxsize=1 << 16)
 def _run(target: Any, args: Any, kwargs: Any) -> tuple[MetaTensor, ...]:
     made = target(*_thawed(args), **dict(_thawed(kwargs)))
     several: tuple[Tensor, ...] = tuple(made) if isinstance(made, (tuple, list)) else (made,)
     return tuple(MetaTensor(tuple(x.shape), x.dtype) for x in several)
-
-
-_run_once = lru_cache(maxsize=1 << 16)(_run)

@@ -13,15 +13,6 @@ from sarc.errors import CodegenError
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler on this machine")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory):
-    """Kernels of the tests are built by the tests."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("SARC_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
-    yield
-    patch.undo()
-
-
 class Attention(nn.Module):
     """An attention layer nobody wrote: tanh scores, a temperature, a gate, two folds over one softmax."""
 

@@ -32,15 +32,6 @@ def _long(value: object) -> object:
     return pytest.param(value, marks=pytest.mark.slow)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory):
-    """Kernels of the tests are built by the tests."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("SARC_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
-    yield
-    patch.undo()
-
-
 def compare(drawn: Drawn, graph: DrawnGraph, dtype: torch.dtype = torch.float64, parts: int = 1) -> None:
     """One program as a kernel and in plain torch; its threads in every order give the same bits."""
     columns, program = graph.columns(), drawn.program(dtype)

@@ -24,14 +24,6 @@ needs_nvcc = pytest.mark.skipif(nvcc() is None, reason="no nvcc on this machine"
 WIDEST_WITHOUT_SPILLS = 128
 
 
-@pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setenv("SARC_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
-    yield
-    patch.undo()
-
-
 def kernels_of(compiled: sarc.CompiledModule) -> list[EdgeProgram]:
     return [edges for _, edges, found in compiled.kernel_sources("cuda") if not isinstance(found, str)]
 

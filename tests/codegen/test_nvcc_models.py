@@ -20,14 +20,6 @@ ALL = [case for group in CASES.values() for case in group if not case.slow]
 TOGETHER = 12  # models of one test: enough to share headers, few enough to share out over the cores
 
 
-@pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setenv("SARC_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
-    yield
-    patch.undo()
-
-
 def programs_of(case: Case) -> list[EdgeProgram]:
     """The edge programs of a training step, forward and backward, in float32."""
     cut = standard_cut(1)

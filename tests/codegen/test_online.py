@@ -21,14 +21,6 @@ HUB = DrawnGraph(6, 150, 700, 4)
 NOTHING, MOST = float("-inf"), float("inf")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setenv("SARC_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
-    yield
-    patch.undo()
-
-
 def pairs(drawn: Drawn) -> list[int]:
     program = drawn.program(torch.float64)
     return list(find_online(Body(program, DST, tuple(range(len(program.results))))))
