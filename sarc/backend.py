@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from sarc.codegen.build import compiler, require_compiler
+from sarc.codegen.build import build_ahead, compiler, require_compiler
 from sarc.codegen.coverage import Run, require_kernels, runs
-from sarc.codegen.cuda_kernels import CudaKernel, build_ahead, compile_cuda_kernels, has_cuda_kernel
+from sarc.codegen.cuda_kernels import CudaKernel, compile_cuda_kernels, cuda_builds, has_cuda_kernel
 from sarc.codegen.explain import try_emit, why_no_kernel
-from sarc.codegen.kernels import CppKernel, compile_kernels, has_kernel
+from sarc.codegen.kernels import CppKernel, compile_kernels, cpp_builds, has_kernel
 from sarc.codegen.nvcc import NO_NVCC, nvcc
 from sarc.codegen.warn_once import warn_once
 from sarc.errors import CodegenError
@@ -83,8 +83,7 @@ class Backend:
         target = self.target(device)
         if target is None:
             return {}
-        if target == "cuda":
-            build_ahead(programs)
+        build_ahead(cuda_builds(programs) if target == "cuda" else cpp_builds(programs))
         compile_all: Callable[..., dict[str, Any]] = compile_cuda_kernels if target == "cuda" else compile_kernels
         if self.name == target:
             made = compile_all(programs)

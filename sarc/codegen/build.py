@@ -13,12 +13,14 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shutil
 import signal
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +35,7 @@ FLAGS = (
 COMPILE_SECONDS = 120.0
 _MARK = b"\nsarc sha256 "
 _SHOWN_LINES = 12
+_COMMENT_LINES = re.compile(r"^\s*//.*\n", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,9 @@ class Toolchain:
     report: str = ""
 
     def key(self, text: str) -> str:
-        """The name under which the library of a unit is kept."""
-        return hashlib.sha256("\0".join([text, *self.command[1:], self.identity]).encode()).hexdigest()[:32]
+        """The name under which the library of a unit is kept: kernels that differ in comments alone share one."""
+        code = _COMMENT_LINES.sub("", text)
+        return hashlib.sha256("\0".join([code, *self.command[1:], self.identity]).encode()).hexdigest()[:32]
 
 
 def build(text: str, what: str) -> ctypes.CDLL:
@@ -89,6 +93,16 @@ def build_with(toolchain: Toolchain, text: str, what: str) -> ctypes.CDLL:
             f"instead; set SARC_CACHE_DIR to a folder that can be written to"
         )
         return _build_in(toolchain, other, key, text, what)
+
+
+def build_ahead(builds: Iterable[Callable[[], object]]) -> None:
+    """Fill the cache, several units at a time: a compiler takes a second or more a unit, on one core.
+
+    What fails here fails again, and is said, when the kernel is made.
+    """
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for made in [pool.submit(one) for one in builds]:
+            made.exception()
 
 
 def require_compiler() -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -217,19 +215,14 @@ def cuda_sources(program: EdgeProgram) -> list[tuple[Stage, CudaSource]]:
     ]
 
 
-def build_ahead(programs: Sequence[EdgeProgram], load: Load = load_library) -> None:
-    """Fill the cache with the kernels of programs, several at a time: nvcc takes seconds a unit, on one core.
-
-    What fails here fails again, and is said, when the kernel is made.
-    """
+def cuda_builds(programs: Sequence[EdgeProgram], load: Load = load_library) -> list[Callable[[], object]]:
+    """Builds the kernels of programs, one a call."""
     units: list[tuple[CudaSource, str]] = []
     for program in programs:
         with contextlib.suppress(NoKernel):
             if has_plain_rows(program):
                 units += [(source, f"kernel {program.name} ({program.loc})") for _, source in cuda_sources(program)]
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for made in [pool.submit(load, *unit) for unit in units]:
-            made.exception()
+    return [partial(load, *unit) for unit in units]
 
 
 def compile_cuda_kernels(programs: Sequence[EdgeProgram], load: Load = load_library) -> dict[str, CudaKernel]:

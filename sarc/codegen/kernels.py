@@ -37,8 +37,7 @@ class CppKernel(StagedKernel[_Launch]):
     """An EdgeProgram compiled for the CPU: one library a traversal order."""
 
     def __init__(self, program: EdgeProgram):
-        what = f"kernel {program.name} ({program.loc})"
-        launches = [_Launch(stage, source, _launcher(source, what)) for stage, source in sources_of(program)]
+        launches = [_Launch(stage, source, _launcher(source, _what(program))) for stage, source in sources_of(program)]
         super().__init__(program, launches)
 
     def launch(
@@ -97,6 +96,10 @@ def _merge(into: Tensor, pieces: Tensor, order: Traversal, fold: str) -> None:
         fold_rows(into, 0, torch.tensor([row]), piece[None], fold)
 
 
+def _what(program: EdgeProgram) -> str:
+    return f"kernel {program.name} ({program.loc})"
+
+
 def _launcher(source: Source, what: str) -> Callable[..., None]:
     launcher = getattr(build(source.text, what), source.name)
     launcher.restype = None
@@ -112,6 +115,16 @@ def compile_kernels(programs: Sequence[EdgeProgram]) -> dict[str, CppKernel]:
             with contextlib.suppress(NoKernel):
                 made[program.name] = CppKernel(program)
     return made
+
+
+def cpp_builds(programs: Sequence[EdgeProgram]) -> list[Callable[[], object]]:
+    """Builds the kernels of programs, one a call."""
+    units: list[tuple[str, str]] = []
+    for program in programs:
+        with contextlib.suppress(NoKernel):
+            if has_plain_rows(program):
+                units += [(source.text, _what(program)) for _, source in sources_of(program)]
+    return [partial(build, *unit) for unit in units]
 
 
 def has_kernel(program: EdgeProgram) -> bool:

@@ -7,7 +7,7 @@ same row of their operands. A cluster must be convex: what depends on it from ou
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -209,15 +209,15 @@ class Merger:
         self.made[node].meta = dict(node.meta)
 
 
-def replace_cluster(program: Program, merger: Merger) -> Program:
-    """`program` with the cluster as one edge call."""
-    cluster = merger.cluster
+def replace_clusters(program: Program, mergers: Sequence[Merger]) -> Program:
+    """`program` with each cluster as one edge call; the clusters share no member."""
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
-    gone = set(cluster.members) - set(merger.views)
+    gone = {n: m for m in mergers for n in m.cluster.members if n not in m.views}
 
-    def emit_cluster() -> None:
-        first = next(iter(cluster.calls)).name if cluster.calls else f"rows_{merger.outputs[0].name}"
+    def emit_cluster(merger: Merger) -> None:
+        calls = merger.cluster.calls
+        first = next(iter(calls)).name if calls else f"rows_{merger.outputs[0].name}"
         call = graph.create_node(
             "call_function", edge_call,
             (merger.program, [env[v] for v in merger.values], [env[c] for c in merger.columns]), name=first,
@@ -231,7 +231,8 @@ def replace_cluster(program: Program, merger: Merger) -> Program:
         stack = [node]
         while stack:
             top = stack[-1]
-            needs = [*merger.values, *merger.columns] if top in gone else top.all_input_nodes
+            merger = gone.get(top)
+            needs = [*merger.values, *merger.columns] if merger else top.all_input_nodes
             missing = [n for n in needs if n not in env]
             if top in env:
                 stack.pop()
@@ -239,8 +240,8 @@ def replace_cluster(program: Program, merger: Merger) -> Program:
                 stack.extend(reversed(missing))
             else:
                 stack.pop()
-                if top in gone:
-                    emit_cluster()
+                if merger:
+                    emit_cluster(merger)
                 else:
                     env[top] = graph.node_copy(top, env.__getitem__)
                     env[top].meta = dict(top.meta)

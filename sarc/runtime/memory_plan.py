@@ -8,7 +8,6 @@ and q) and E_pq (edges of one block).
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +24,8 @@ from sarc.runtime.binding import Binding
 from sarc.runtime.dry_run import dry_run
 from sarc.runtime.memory_log import LOADED, MemoryLog
 from sarc.runtime.part_state import PartState
+
+_MOST_SUMS = 4096  # tried to tell which results of a call are alive
 
 # Categories of the log by what they are to the user.
 GROUPS = {
@@ -192,14 +193,26 @@ def _formula(type_: ValueType, spaces: Spaces) -> sympy.Expr:
 def _share(types: Sequence[ValueType], nbytes: int, sizes: Mapping[str, int], spaces: Spaces) -> sympy.Expr:
     """Bytes of a value of these types, of which `nbytes` are its own: some of several results, or what a view sees."""
     counts = [_nbytes(t, sizes) for t in types]
-    for few in range(len(types), 0, -1):
-        for chosen in itertools.combinations(range(len(types)), few):
-            if sum(counts[k] for k in chosen) == nbytes:
-                return sympy.expand(sum((_formula(types[k], spaces) for k in chosen), sympy.Integer(0)))
+    chosen = _most_that_sum_to(nbytes, counts)
+    if chosen:
+        return sympy.expand(sum((_formula(types[k], spaces) for k in chosen), sympy.Integer(0)))
     largest = max(range(len(types)), key=counts.__getitem__)
     if not counts[largest]:
         return sympy.Integer(nbytes)
     return sympy.expand(_formula(types[largest], spaces) * sympy.Rational(nbytes, counts[largest]))
+
+
+def _most_that_sum_to(total: int, counts: Sequence[int]) -> tuple[int, ...]:
+    """Places of as many numbers as possible that sum to `total`; none where none do, or where there are too many sums."""
+    best: dict[int, tuple[int, ...]] = {0: ()}
+    for place, count in enumerate(counts):
+        for before, chosen in list(best.items()):
+            reached = before + count
+            if reached <= total and len(best.get(reached, ())) <= len(chosen):
+                best[reached] = (*chosen, place)
+        if len(best) > _MOST_SUMS:
+            return ()
+    return best.get(total, ())
 
 
 def _chunk(schedule: ins.Schedule, buffer: str, nbytes: int) -> sympy.Expr:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import sarc
-from sarc.codegen.cuda_kernels import CudaKernel, build_ahead, cuda_sources
+from sarc.codegen.build import build_ahead
+from sarc.codegen.cuda_kernels import CudaKernel, cuda_builds, cuda_sources
 from sarc.codegen.cuda_prelude import FUNCTIONS, RUNTIME
 from sarc.codegen.cuda_source import CudaSource
 from sarc.codegen.expression import _BINARY, _COMPARE, _UNARY, C_TYPES, scalar
@@ -30,7 +31,7 @@ def kernels_of(compiled: sarc.CompiledModule) -> list[EdgeProgram]:
 
 def check(programs: list[EdgeProgram]) -> list[CudaSource]:
     """Compile every kernel; the sources."""
-    build_ahead(programs)
+    build_ahead(cuda_builds(programs))
     sources = [source for program in programs for _, source in cuda_sources(program)]
     for source in sources:
         library = load_library(source, "a kernel of a test")

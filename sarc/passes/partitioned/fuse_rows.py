@@ -36,7 +36,7 @@ from collections.abc import Callable
 
 import torch.fx as fx
 
-from sarc.ir.cluster import ROW_VIEWS, Cluster, Merger, is_row_operation, is_row_sum, plain_space, replace_cluster
+from sarc.ir.cluster import ROW_VIEWS, Cluster, Merger, is_row_operation, is_row_sum, plain_space, replace_clusters
 from sarc.ir.edge_program import EdgeProgram, edge_call
 from sarc.ir.program import Program
 from sarc.ir.space import Rows, ValueType
@@ -63,18 +63,17 @@ class FuseRows:
     def _once(self, program: Program) -> Program:
         made = [n.args[0].name for n in program.graph.nodes if n.target is edge_call]
         numbers = [int(name[4:]) for name in made if name[:4] == "rows" and name[4:].isdigit()]
-        for number, names in enumerate(find_chains(program), max(numbers, default=-1) + 1):
-            by_name = {n.name: n for n in program.graph.nodes}
-            members = {by_name[name]: None for name in names if name in by_name}
-            space = next(s for n in members if (s := plain_space(n.meta["type"])))
-            merger = Merger(program, Cluster(f"rows{number}", space, space, None, members))
+        mergers = []
+        for number, chain in enumerate(find_chains(program), max(numbers, default=-1) + 1):
+            space = next(s for n in chain if (s := plain_space(n.meta["type"])))
+            merger = Merger(program, Cluster(f"rows{number}", space, space, None, dict.fromkeys(chain)))
             if merger.program.results and self.has_kernel(merger.program):
-                program = replace_cluster(program, merger)
-        return program
+                mergers.append(merger)
+        return replace_clusters(program, mergers) if mergers else program
 
 
-def find_chains(program: Program) -> list[list[str]]:
-    """Names of the values of each chain, in order.
+def find_chains(program: Program) -> list[list[fx.Node]]:
+    """The values of each chain, in order; no value is in two.
 
     Values belong together that read each other without a detour through anything but operations on rows. What a
     backward pass makes again does not stand with what gradients enter: one would wait for the other.
@@ -103,7 +102,7 @@ def find_chains(program: Program) -> list[list[str]]:
     order = {n: k for k, n in enumerate(program.graph.nodes)}
     found = {id(c): sorted(c, key=order.__getitem__) for c in chain.values()}
     chains = [c for c in found.values() if sum(n.target not in ROW_VIEWS for n in c) > 1]
-    return [[n.name for n in c] for c in sorted(chains, key=lambda c: order[c[0]])]
+    return sorted(chains, key=lambda c: order[c[0]])
 
 
 def behind_tangents(program: Program) -> set[fx.Node]:

@@ -45,7 +45,7 @@ from collections.abc import Callable
 
 import torch.fx as fx
 
-from sarc.ir.cluster import ROW_VIEWS, Cluster, Merger, is_row_operation, plain_space, replace_cluster
+from sarc.ir.cluster import ROW_VIEWS, Cluster, Merger, is_row_operation, plain_space, replace_clusters
 from sarc.ir.edge_program import EdgeProgram, edge_call
 from sarc.ir.program import Program
 from sarc.passes.base import merge_common
@@ -90,7 +90,7 @@ class MergeRowPhases:
                 merger = Merger(program, candidate)
                 merge_common(merger.program.body)
                 if self.has_kernel(merger.program):
-                    return replace_cluster(program, merger)
+                    return replace_clusters(program, [merger])
         return program
 
 
