@@ -17,6 +17,8 @@ from sarc.report.predict import Rates
 from sarc.runtime.module import CompiledModule
 from sarc.runtime.profile import Profile
 
+WORDS_OF_VALUE = (1, 3, 4, 6)  # columns of a value's row that are numbers of words in the page
+
 
 @dataclass(frozen=True)
 class Report:
@@ -56,9 +58,20 @@ def make_report(
     """
     document = collect(compiled, measured, rates, title or type(compiled.model).__name__)
     # "</" would end the script element; JSON allows the slash to be escaped.
-    data = json.dumps(document, separators=(",", ":")).replace("</", "<\\/")
+    data = json.dumps(with_words(document), separators=(",", ":")).replace("</", "<\\/")
     files = resources.files("sarc.report").joinpath("page")
     texts = {name: files.joinpath(name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")}
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(texts["page.html"])
     page = template.render(title=document["title"], style=texts["page.css"], script=texts["page.js"], data=data)
     return Report(page, document)
+
+
+def with_words(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with what values of deep models repeat (operators, types, bytes, lines) once, as page.js reads it."""
+    numbers: dict[str, int] = {}
+
+    def row(value: list[Any]) -> list[Any]:
+        return [numbers.setdefault(x, len(numbers)) if k in WORDS_OF_VALUE else x for k, x in enumerate(value)]
+
+    programs = [{**p, "values": [row(v) for v in p["values"]]} for p in document["programs"]]
+    return {**document, "programs": programs, "words": list(numbers)}
