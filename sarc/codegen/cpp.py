@@ -86,7 +86,7 @@ class _Kernel(Lowering):
             where = "positions[k]" if k in self.scratch else "edges[k]"
         if self.body.is_wide(node):
             pointer = f"x{k}_at"
-            self.edge_pointers[pointer] = f"const {kind}* __restrict {pointer} = x{k} + int64_t({where}) * {size};"
+            self.edge_pointers[pointer] = f"const {kind}*{self._apart(k)} {pointer} = x{k} + int64_t({where}) * {size};"
             if (operand.column is not None or self.order is not None) and k not in self.prefetched:
                 self.prefetched.add(k)
                 nbytes = size * operand.type.dtype.itemsize
@@ -218,7 +218,8 @@ class _Kernel(Lowering):
         form = f"out[{{}}] = {stored};"
         loop = nest(value.dims, lambda at: form.format(linear(at, value.dims), value.element(at)))
         row = f"int64_t({where}) * {width(self.body.roots[k])}"
-        return [f"{{ {stored_type(type_.dtype)}* __restrict out = y{k} + {row};", loop, "}"]
+        apart = " __restrict" if self.program.results[k].over is None else ""
+        return [f"{{ {stored_type(type_.dtype)}*{apart} out = y{k} + {row};", loop, "}"]
 
     # --- loops
 

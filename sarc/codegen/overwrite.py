@@ -1,9 +1,12 @@
-"""Which folds of an edge program may be written over a table that it reads."""
+"""Which results of an edge program may be written over a table that it reads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch.fx as fx
+
+from sarc.codegen.body import Body
 from sarc.codegen.divide import divide
 from sarc.codegen.views import NoKernel
 from sarc.ir.edge_program import EdgeProgram
@@ -14,15 +17,21 @@ def overwritable(program: EdgeProgram) -> list[tuple[int, int]]:
     """Pairs (result, place among the call's values): the kernel reads a row of the value last when it visits that row.
 
     The fold to a row is written when its visit ends; the value is read through the same column alone, so nobody asks
-    for the row again, in this traversal and in those behind it.
+    for the row again, in this traversal and in those behind it. A row that is stored without any traversal is computed
+    of the same row, entry by entry, and written last.
     """
     try:
-        stages = divide(program)[0]
+        return list(_pairs(program))
     except NoKernel:
         return []
-    found = []
+
+
+def _pairs(program: EdgeProgram) -> Iterator[tuple[int, int]]:
+    stages = divide(program)[0]
     for at, stage in enumerate(stages):
         if stage.order is None:
+            if len(stages) == 1:
+                yield from _stored_in_place(stage.program)
             continue
         later = {place for behind in stages[at + 1 :] for place in behind.operands}
         for place, result in zip(stage.results, stage.program.results, strict=True):
@@ -31,7 +40,49 @@ def overwritable(program: EdgeProgram) -> list[tuple[int, int]]:
             for value, types in _read_by_rows(program, stage.order):
                 reads = {k for k, o in enumerate(program.operands) if o.value == value}
                 if not reads & later and all(_fits(t, result.type) for t in types):
-                    found.append((place, value))
+                    yield place, value
+
+
+def _stored_in_place(program: EdgeProgram) -> Iterator[tuple[int, int]]:
+    """Pairs (stored result, place among the call's values) of rows that are read at each entry before it is written."""
+    body = Body(program, None, tuple(range(len(program.results))))
+    for k, result in enumerate(program.results):
+        root = body.roots[k]
+        if result.kind != "store" or result.axis != 0 or not body.is_wide(root):
+            continue
+        phase = body.fold_phase(root)
+        for value in dict.fromkeys(o.value for o in program.operands):
+            operands = [(n, o) for n, o in zip(body.placeholders, program.operands, strict=True) if o.value == value]
+            if not all(o.column is None and o.axis == 0 and _fits(o.type, result.type) for _, o in operands):
+                continue
+            made = _made_of(body, [n for n, _ in operands])
+            entries = all(n.meta["type"].dims[1:] == root.meta["type"].dims[1:] for n in made & _behind(root))
+            visits = [body.phases[n] for n in made if body.sinks(n)]
+            visits += [body.fold_phase(n) for n in body.roots.values() if n in made]
+            later = range(k + 1, len(program.results))
+            stored_later = any(body.roots[j] in made for j in later if program.results[j].kind == "store")
+            if entries and max(visits) <= phase and not stored_later:
+                yield k, value
+
+
+def _made_of(body: Body, nodes: list[fx.Node]) -> set[fx.Node]:
+    """`nodes` and what is computed from them."""
+    found = set(nodes)
+    for node in body.nodes:
+        if any(n in found for n in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _behind(root: fx.Node) -> set[fx.Node]:
+    """`root` and what it is computed from."""
+    found: set[fx.Node] = set()
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack.extend(node.all_input_nodes)
     return found
 
 

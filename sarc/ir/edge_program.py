@@ -52,8 +52,8 @@ class Result:
         column: index into the call's columns for a reduce and for rows, else None.
         axis: axis of the folded rows (reduce, rows) or of the edge rows (store).
         type: type of the whole result.
-        over: index into the call's values of a table in whose place a reduce is written, or None: nothing reads it
-            behind the call, and a kernel has read a row of it when it writes that row (`reuse_storage`).
+        over: index into the call's values of a table in whose place a reduce or store is written, or None: nothing
+            reads it behind the call, and a kernel has read a row of it when it writes that row (`reuse_storage`).
     """
 
     kind: str

@@ -33,7 +33,7 @@ _CALL = re.compile(r"([\w.]+)\((.*)\)")
 _SOURCE = re.compile(r"(?:gather \$(\d+) by #(\d+)|rows \$(\d+)) axis (\d+)|whole \$(\d+)")
 _INPUT = re.compile(r"(aligned )?input (\w+) (.*)")
 _FATE = re.compile(
-    r"(?:(reduce) (\w+) by #(\d+) axis (\d+)(?: over \$(\d+))?|(contract) (\w+)|(store) axis (\d+)|"
+    r"(?:(reduce) (\w+) by #(\d+) axis (\d+)(?: over \$(\d+))?|(contract) (\w+)|(store) axis (\d+)(?: over \$(\d+))?|"
     r"(rows) by #(\d+) axis (\d+)) "
     r"%(\w+): (.*)"
 )
@@ -170,9 +170,9 @@ class _Parser:
         block = self.block
         fate = _FATE.fullmatch(text)
         if fate:
-            reduce, fold, column, axis, over, contract, contract_fold, store, store_axis = fate.groups()[:9]
-            rows, rows_column, rows_axis, name, types = fate.groups()[9:]
-            column, axis = column or rows_column, axis or store_axis or rows_axis
+            reduce, fold, column, axis, over, contract, contract_fold = fate.groups()[:7]
+            store, store_axis, store_over, rows, rows_column, rows_axis, name, types = fate.groups()[7:]
+            column, axis, over = column or rows_column, axis or store_axis or rows_axis, over or store_over
             result = Result(
                 reduce or contract or store or rows,
                 fold or contract_fold or "",

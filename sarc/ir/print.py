@@ -97,14 +97,14 @@ def _source(operand: Operand) -> str:
 
 def _fate(result: Result) -> str:
     """What becomes of a body's result."""
+    over = "" if result.over is None else f" over ${result.over}"
     if result.kind == "reduce":
-        over = "" if result.over is None else f" over ${result.over}"
         return f"reduce {result.fold} by #{result.column} axis {result.axis}{over}"
     if result.kind == "contract":
         return f"contract {result.fold}"
     if result.kind == "rows":
         return f"rows by #{result.column} axis {result.axis}"
-    return f"store axis {result.axis}"
+    return f"store axis {result.axis}{over}"
 
 
 def format_operand(value: Any) -> str:

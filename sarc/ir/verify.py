@@ -105,7 +105,7 @@ def _check_edge_program(program: Program, node: fx.Node) -> None:
 def _check_over(program: Program, node: fx.Node, result: Result) -> None:
     """A result may take the place of a value of its type that this program has made and reads no more."""
     value = node.args[1][result.over] if result.over is not None and result.over < len(node.args[1]) else None
-    if value is None or result.kind != "reduce" or value.meta["type"] != result.type:
+    if value is None or result.kind not in ("reduce", "store") or value.meta["type"] != result.type:
         raise _fault(program, node, f"writes a result over ${result.over}, which has another type")
     behind = list(program.graph.nodes)
     if value.op != "call_function" or any(behind.index(u) > behind.index(node) for u in value.users):

@@ -67,7 +67,7 @@ def make_report(
 
 
 def with_words(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with what values of deep models repeat (operators, types, bytes, lines) once, as page.js reads it."""
+    """The document with what values of deep models repeat (operators, types, bytes, lines) once, for page.js."""
     numbers: dict[str, int] = {}
 
     def row(value: list[Any]) -> list[Any]:

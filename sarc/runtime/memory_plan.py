@@ -203,7 +203,7 @@ def _share(types: Sequence[ValueType], nbytes: int, sizes: Mapping[str, int], sp
 
 
 def _most_that_sum_to(total: int, counts: Sequence[int]) -> tuple[int, ...]:
-    """Places of as many numbers as possible that sum to `total`; none where none do, or where there are too many sums."""
+    """Places of as many numbers as possible that sum to `total`; none where none do, or there are too many sums."""
     best: dict[int, tuple[int, ...]] = {0: ()}
     for place, count in enumerate(counts):
         for before, chosen in list(best.items()):

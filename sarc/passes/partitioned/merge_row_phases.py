@@ -41,12 +41,14 @@ no kernel: the same object comes back when nothing merges.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch.fx as fx
 
 from sarc.ir.cluster import ROW_VIEWS, Cluster, Merger, is_row_operation, plain_space, replace_clusters
 from sarc.ir.edge_program import EdgeProgram, edge_call
+from sarc.ir.frontier import row_width
 from sarc.ir.program import Program
 from sarc.passes.base import merge_common
 
@@ -56,12 +58,14 @@ class MergeRowPhases:
 
     Args:
         has_kernel: whether an edge program has a compiled form.
+        tight: memory counts more than time: a table that is made of another one that stays is made behind the edge
+            program, whose operands are gone by then.
     """
 
     name = "merge-row-phases"
 
-    def __init__(self, has_kernel: Callable[[EdgeProgram], bool]):
-        self.has_kernel = has_kernel
+    def __init__(self, has_kernel: Callable[[EdgeProgram], bool], tight: bool = False):
+        self.has_kernel, self.tight = has_kernel, tight
 
     def run(self, program: Program) -> Program:
         # A merger may free the way for an earlier call.
@@ -85,6 +89,8 @@ class MergeRowPhases:
         if cluster is None:
             return program
         for candidate in (cluster, without_rows_behind(cluster)):
+            if self.tight:
+                candidate = without_second_tables(candidate, program.returned)
             joined = [n for n in candidate.members if n is not call and n.target is not operator.getitem]
             if any(n.target not in ROW_VIEWS for n in joined):  # a view alone is made again outside
                 merger = Merger(program, candidate)
@@ -129,6 +135,26 @@ def without_rows_behind(cluster: Cluster) -> Cluster:
                 stack.append(node)
     kept = {n: None for n in cluster.members if n in needed or n.target in (operator.getitem, edge_call)}
     return Cluster(cluster.name, cluster.space, cluster.row_space, cluster.column, kept)
+
+
+def without_second_tables(cluster: Cluster, returned: Sequence[fx.Node]) -> Cluster:
+    """The cluster without results of operations on rows that are as wide as an operand which is a result as well."""
+    kept = dict(cluster.members)
+    for node in reversed(cluster.members):
+        # Views that are read outside are made again there.
+        if node.target in (operator.getitem, edge_call, *ROW_VIEWS) or any(u in kept for u in node.users):
+            continue
+        rows = [n for n in map(_behind_views, node.all_input_nodes) if n in kept and plain_space(n.meta["type"])]
+        stay = [n for n in rows if n in returned or any(u not in kept for u in n.users)]
+        if any(row_width(n.meta["type"]) >= row_width(node.meta["type"]) for n in stay):
+            del kept[node]
+    return replace(cluster, members=kept)
+
+
+def _behind_views(node: fx.Node) -> fx.Node:
+    while node.target in ROW_VIEWS:
+        node = node.args[0]
+    return node
 
 
 def _row_column(call: fx.Node) -> tuple[fx.Node, str] | None:

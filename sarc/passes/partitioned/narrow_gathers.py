@@ -2,8 +2,9 @@
 
 The gradient of averaged heads is one row for all of them, divided by each head's sum: wide on the nodes, and narrow
 where it comes from. What takes exact operations on rows is done for the edges instead: the wide table is never made,
-and a fraction of its bytes is gathered. A division by a narrow value becomes a product with its inverse, made on the
-nodes: dividing takes a processor many times as long, and there are more edges than nodes.
+and a fraction of its bytes is gathered. The same is done where a table is saved and no byte: what is gathered is an
+input of the program, which is there anyway, scaled by a narrow value. A division by a narrow value becomes a product
+with its inverse, made on the nodes: dividing takes a processor many times as long, and there are more edges than nodes.
 
 Before:
     program backward
@@ -35,23 +36,23 @@ After:
     %out: f32[N, 4, 8] = getitem(%edge_call, 0)   # model.py:9
     return result 0 = %out
 Needs a partitioned program and whether an edge program has a kernel; gives one whose edge programs gather fewer bytes.
-It does nothing where that saves less than half of what a column gathers, through columns that fetch rows of other
-parts, and where the wider body has no kernel: the same object comes back when no gather is narrowed.
+It does nothing where that saves neither half of what a column gathers nor a table, through columns that fetch rows of
+other parts, and where the wider body has no kernel: the same object comes back when no gather is narrowed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import sympy
 import torch
 import torch.fx as fx
 
-from sarc.ir.cluster import plain_space
+from sarc.ir.cluster import ROW_VIEWS, plain_space
 from sarc.ir.collective import with_space
 from sarc.ir.edge_program import EdgeProgram, Operand, edge_call
-from sarc.ir.frontier import Again, Frontier, find_frontier, row_width, tells_extremes
+from sarc.ir.frontier import Again, Frontier, find_frontier, repeats_exactly, row_width, tells_extremes
 from sarc.ir.program import Program, map_sizes, remove_dead
 from sarc.ir.space import Size
 from sarc.passes.base import Builder
@@ -80,7 +81,7 @@ class NarrowGathers:
         changed = False
         for call in [n for n in own.graph.nodes if n.target is edge_call]:
             for column in sorted(call.args[0].columns_used("gather") - {call.args[0].remote}):
-                frontier = find_narrower(call, column)
+                frontier = find_narrower(call, column) or find_scaled_inputs(call, column, own.returned)
                 if frontier is None:
                     continue
                 with own.graph.inserting_before(call):
@@ -96,15 +97,53 @@ class NarrowGathers:
 
 def find_narrower(call: fx.Node, column: int) -> Frontier | None:
     """What gives the values that an edge program gathers through a column, at half of their bytes a row, if any."""
+    wanted = _gathered_rows(call, column)
+    if wanted is None:
+        return None
+    space = plain_space(wanted[0].meta["type"])
+    frontier = find_frontier(wanted, Again(space, False, frozenset()))
+    before, after = (sum(map(_width, found)) for found in (wanted, frontier.cut))
+    return frontier if after <= _MOST * before else None
+
+
+def _gathered_rows(call: fx.Node, column: int) -> list[fx.Node] | None:
+    """The values that an edge program gathers through a column, or None where it must gather these."""
     edges, values, _ = call.args
     gathered = [o for o in edges.operands if o.column == column]
     spaces = {plain_space(values[o.value].meta["type"]) for o in gathered}
     if len(spaces) != 1 or "" in spaces or any(o.axis != 0 for o in gathered) or tells_extremes(edges):
         return None
-    wanted = list(dict.fromkeys(values[o.value] for o in gathered))
-    frontier = find_frontier(wanted, Again(spaces.pop(), False, frozenset()))
-    before, after = (sum(row_width(n.meta["type"]) for n in found) for found in (wanted, frontier.cut))
-    return frontier if after <= _MOST * before else None
+    return list(dict.fromkeys(values[o.value] for o in gathered))
+
+
+def find_scaled_inputs(call: fx.Node, column: int, returned: Sequence[fx.Node]) -> Frontier | None:
+    """Inputs of the program and the values that scale them, in place of tables made for this edge program alone."""
+    wanted = _gathered_rows(call, column)
+    cut: dict[fx.Node, None] = {}
+    for node in wanted or ():
+        factors = _factors_of_input(node) if list(node.users) == [call] and node not in returned else None
+        cut.update(dict.fromkeys(factors or (node,)))
+    if set(cut) == set(wanted or ()):
+        return None
+    return Frontier(tuple(n for n in call.graph.nodes if n in cut), frozenset(cut))
+
+
+def _factors_of_input(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """The input and the value of a fraction of its width whose product or quotient a value is."""
+    space = plain_space(node.meta["type"])
+    if node.target not in (aten.mul.Tensor, aten.div.Tensor) or not repeats_exactly(node, space):
+        return None
+    if not all(isinstance(n, fx.Node) and plain_space(n.meta["type"]) == space for n in node.args):
+        return None
+    wide, narrow = node.args if node.target is aten.div.Tensor else sorted(node.args, key=_width, reverse=True)
+    while wide.target in ROW_VIEWS and repeats_exactly(wide, space):
+        wide = wide.args[0]
+    fits = wide.op == "placeholder" and _width(wide) == _width(node) and _width(narrow) <= _MOST * _width(node)
+    return (wide, narrow) if fits else None
+
+
+def _width(node: fx.Node) -> int:
+    return row_width(node.meta["type"])
 
 
 class _Body:

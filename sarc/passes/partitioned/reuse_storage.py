@@ -1,7 +1,8 @@
-"""reuse-storage: a fold is written over a table of its own rows that nothing reads any more.
+"""reuse-storage: a fold or a chain of row operations is written over a table of its own rows that nothing reads again.
 
 The derivative of attention reads each source's features and folds to the same rows; a kernel that visits edges by
-source has read a row's features when it writes the row's fold. Where that read is the last one, one table does.
+source has read a row's features when it writes the row's fold. An activation is made of its row, entry by entry. Where
+that read is the last one, one table does.
 
 Before:
     program backward
@@ -50,7 +51,7 @@ from sarc.ir.program import Program
 
 
 class ReuseStorage:
-    """Lets folds of a program take the place of tables that go.
+    """Lets folds and stored rows of a program take the place of tables that go.
 
     Args:
         overwritable: pairs (result, place among a call's values) that an edge program's kernel may write over.

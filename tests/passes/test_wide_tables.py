@@ -1,0 +1,93 @@
+"""Tables of feature width that are not made, or not beside others: a GAT layer holds fewer at once."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn import GATConv
+
+import sarc
+from sarc.codegen.build import compiler
+
+needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
+N, E, F, HEADS = 600, 3000, 16, 4
+ROW = 8 * F * HEADS
+
+
+def layer(objective: str) -> tuple[sarc.CompiledModule, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    edges = torch.randint(0, N, (2, E))
+    model = GATConv(24, F, heads=HEADS).double()
+    compiled = sarc.compile(model, sarc.partition(edges, num_nodes=N, num_parts=1), objective=objective, backend="cpp")
+    x = torch.randn(N, 24, dtype=torch.float64, requires_grad=True)
+    compiled(x, edges)
+    return compiled, x, edges
+
+
+def tables(compiled: sarc.CompiledModule, stage: str) -> float:
+    """Tables of [N, HEADS, F] that fit into the most bytes alive in a stage."""
+    (memory,) = compiled.plan().memory
+    return max(size for found, _, size in memory.timeline if found == stage) / (N * ROW)
+
+
+@needs_compiler
+def test_a_second_result_is_made_behind_the_edges_where_memory_counts() -> None:
+    assert tables(layer("time")[0], "forward") > 3
+    assert tables(layer("memory")[0], "forward") < 2.6
+
+
+@needs_compiler
+@pytest.mark.parametrize("objective", ["time", "memory"])
+def test_the_gradient_of_a_result_is_gathered_as_it_comes(objective: str) -> None:
+    compiled, x, edges = layer(objective)
+    program = compiled.program("partitioned backward")
+    calls = [line for line in program.splitlines() if re.search(r"edge_call\(@edges\d+, ", line)]
+    assert any("%tangent_0" in line for line in calls)
+    plain = compiled.model(x, edges)
+    wanted = torch.autograd.grad(plain.square().sum(), [x, *compiled.parameters()])
+    got = torch.autograd.grad(compiled(x, edges).square().sum(), [x, *compiled.parameters()])
+    for mine, theirs in zip(got, wanted, strict=True):
+        assert torch.allclose(mine, theirs, rtol=0, atol=1e-10 * max(1.0, float(theirs.abs().max())))
+
+
+class Rows(nn.Module):
+    """A chain of row operations between two sums over edges."""
+
+    def __init__(self, chain) -> None:
+        super().__init__()
+        self.first, self.second, self.chain = nn.Linear(24, F * HEADS), nn.Linear(24, F * HEADS), chain
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        h, g = self.first(x), self.second(x)
+        out = self.chain(h, g)
+        return torch.zeros_like(out).index_add(0, edges[1], out[edges[0]])
+
+
+IN_PLACE = {
+    "one": lambda h, g: torch.relu(h + g),
+    "two tables": lambda h, g: torch.cat([torch.sigmoid(h) * g, torch.tanh(g) * h], 1),
+    "what folds over features": lambda h, g: torch.exp(h - h.amax(1, keepdim=True)) * g.tanh(),
+    "a normalised row": lambda h, g: nn.functional.layer_norm(torch.exp(h) + g, (F * HEADS,)),
+    "other entries": lambda h, g: (h.view(-1, HEADS, F) * torch.exp(g.view(-1, HEADS, F)[:, :1])).flatten(1).sin(),
+    "other entries first": lambda h, g: (h.view(-1, F, HEADS).transpose(1, 2).flatten(1).sin() + h.cos()) * g,
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("chain", IN_PLACE)
+def test_rows_written_over_rows_are_right(chain: str) -> None:
+    torch.manual_seed(0)
+    edges = torch.randint(0, N, (2, E))
+    model = Rows(IN_PLACE[chain]).double()
+    compiled = sarc.compile(model, sarc.partition(edges, num_nodes=N, num_parts=1), backend="cpp")
+    x = torch.randn(N, 24, dtype=torch.float64, requires_grad=True)
+    plain, ours = model(x, edges), compiled(x, edges)
+    wanted = [plain.detach(), *torch.autograd.grad(plain.square().sum(), [x, *model.parameters()])]
+    got = [ours.detach(), *torch.autograd.grad(ours.square().sum(), [x, *compiled.parameters()])]
+    for mine, theirs in zip(got, wanted, strict=True):
+        assert torch.allclose(mine, theirs, rtol=0, atol=1e-10 * max(1.0, float(theirs.abs().max())))
+    if chain == "one":
+        assert re.search(r"store axis 0 over \$\d", compiled.program("partitioned forward"))
