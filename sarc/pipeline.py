@@ -45,6 +45,7 @@ from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
 from sarc.passes.joint.rematerialise import Limits, Rematerialise
 from sarc.passes.joint.simplify import Simplify
 from sarc.passes.joint.split import split
+from sarc.passes.partitioned.add_products import AddProducts
 from sarc.passes.partitioned.build_schedule import build_schedule, column_targets
 from sarc.passes.partitioned.choose_sites import Numbers, choose_sites, sites_to_count
 from sarc.passes.partitioned.exchange_whole import ExchangeWhole, choose_exchange, is_whole
@@ -269,6 +270,7 @@ class Pipeline:
             narrow = NarrowFetches(self.objective == "bytes", self.exchange.comm_dtype, together)
             program = after(NarrowFetches.name, narrow.run(program))
         program = after(RepeatRows.name, RepeatRows().run(program))
+        program = after(AddProducts.name, AddProducts().run(program))
         if has is not None:
             program = after(NarrowGathers.name, NarrowGathers(has).run(program))
             program = after(MergeRowPhases.name, MergeRowPhases(has, self.objective == "memory").run(program))

@@ -286,6 +286,15 @@ def matmul(call: Call) -> Dims:
     return out
 
 
+def add_product(call: Call) -> Dims:
+    """addmm_: a product of rows with a replicated matrix, added to a table of its type."""
+    table, a, b = call.type("self"), call.type("mat1"), call.type("mat2")
+    out = (a.dims[0], b.dims[1])
+    if a.dims[1] != b.dims[0] or isinstance(a.dims[1], Rows) or table.dims != out:
+        raise call.refuse(*MIXES_ROWS)
+    return out
+
+
 def gather(call: Call) -> Dims:
     """Rows named by a column: the row dimension becomes the column's."""
     x, column, axis = call.type("x"), call.type("column"), call.arguments["axis"]

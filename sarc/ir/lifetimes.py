@@ -17,6 +17,8 @@ aten = torch.ops.aten
 
 Storage = tuple[fx.Node, int]
 
+_IN_ITS_OPERAND = (aten.reshape.default, OWN_ROWS, aten.addmm_.default)
+
 
 class Lifetimes:
     """The storages of a program's values.
@@ -50,7 +52,7 @@ class Lifetimes:
             return (source[node.args[1]],) if len(source) == len(types) else source
         if node.target in (tuple_of, give_back):  # folds come back in the memory of their tables
             return tuple(s for value in node.args[0] for s in self.holds[value])
-        if node.op == "call_function" and (_is_view(node) or node.target in (aten.reshape.default, OWN_ROWS)):
+        if node.op == "call_function" and (_is_view(node) or node.target in _IN_ITS_OPERAND):
             return self.holds[node.args[0]]
         types = node.meta["type"]
         return tuple((node, k) for k in range(len(types) if isinstance(types, tuple) else 1))

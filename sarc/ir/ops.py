@@ -66,7 +66,7 @@ _WORK: dict[object, str] = {
     **dict.fromkeys((rules.gather, rules.owned, rules.cat, rules.stack, rules.repeat, rules.flip), "move"),
     rules.select_rows: "move",
     **dict.fromkeys((rules.over_dims, rules.along_features, rules.reduce), "fold"),
-    rules.matmul: "product",
+    **dict.fromkeys((rules.matmul, rules.add_product), "product"),
 }
 # What makes rows of other spaces than its operands have, and contracts none.
 _KEEP_ROWS = {
@@ -74,6 +74,8 @@ _KEEP_ROWS = {
 }  # fmt: skip
 # Row ids and selections belong to the structure of the graph: they are bound before a step runs.
 _BOUND_ONCE = ("raised", "structure")
+# What alters an operand is no value of a program that passes still rewrite: the pass add-products makes it.
+_LAST = ("forward", "backward")
 
 
 TABLE: dict[object, OpDef] = {
@@ -107,6 +109,7 @@ TABLE: dict[object, OpDef] = {
     aten.repeat.default: OpDef(rules.repeat),
     aten.mm.default: OpDef(rules.matmul, "sum"),
     aten.bmm.default: OpDef(rules.matmul, "sum"),
+    aten.addmm_.default: OpDef(rules.add_product, stages=_LAST),
     aten.sum.default: OpDef(rules.over_dims, "sum"),
     aten.sum.dim_IntList: OpDef(rules.over_dims, "sum"),
     aten.amax.default: OpDef(rules.over_dims, "max"),

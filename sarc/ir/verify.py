@@ -16,6 +16,8 @@ from sarc.ir.print import format_node
 from sarc.ir.program import Program
 from sarc.ir.space import ValueType
 
+aten = torch.ops.aten
+
 
 def verify(program: Program) -> Program:
     """`program`, after checking it.
@@ -59,7 +61,8 @@ def _check_call(program: Program, node: fx.Node) -> None:
     elif node.target is operator.getitem:
         expected = node.args[0].meta["type"][node.args[1]]
     else:
-        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+        mutable = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        if mutable and not _adds_to_own(program, node):
             raise _fault(program, node, "alters its operand in place")
         rule = definition(node.target)
         if rule is not None and rule.stages and program.stage not in rule.stages:
@@ -79,6 +82,15 @@ def _exchanged(program: Program, node: fx.Node) -> tuple[ValueType, ...]:
         raise _fault(program, node, f"exchanges rows through %{node.args[1].name}, which no reach space names")
     ends = (reach.parents[0], reach.name) if node.target is fetch else (reach.name, reach.parents[0])
     return tuple(with_space(v.meta["type"], *ends) for v in node.args[0])
+
+
+def _adds_to_own(program: Program, node: fx.Node) -> bool:
+    """Whether a call adds a product to one that this program has made for it alone."""
+    if node.target is not aten.addmm_.default:
+        return False
+    table = node.args[0]
+    alone = list(table.users) == [node] and table not in program.returned
+    return alone and table.target in (aten.mm.default, aten.addmm_.default)
 
 
 def _check_edge_program(program: Program, node: fx.Node) -> None:

@@ -184,6 +184,10 @@ def test_every_rule_says_in_words_what_it_does() -> None:
 
 
 def test_every_operator_of_the_table_exists_and_alters_nothing() -> None:
-    for target in TABLE:
+    """Sums in place stand in a part's programs alone, and only on products of their own (`verify`)."""
+    for target, definition in TABLE.items():
         assert isinstance(target, torch._ops.OpOverload)
-        assert not target._schema.is_mutable, target
+        if target is torch.ops.aten.addmm_.default:
+            assert definition.stages == ("forward", "backward")
+        else:
+            assert not target._schema.is_mutable, target

@@ -39,6 +39,11 @@ BROKEN = {
     "wrong space": ("%y: f32[E, 4] = aten.relu(%x)\n", "the op table infers f32[N, 4]"),
     "wrong dtype": ("%y: f64[N, 4] = aten.relu(%x)\n", "the op table infers f32[N, 4]"),
     "in place": ("%y: f32[N, 4] = aten.relu_(%x)\n", "%y alters its operand in place"),
+    "a sum in place on an input": ("%y: f32[N, 4] = aten.addmm_(%x, %x, %w)\n", "%y alters its operand in place"),
+    "a sum in place on what is read": (
+        "%p: f32[N, 8] = aten.mm(%x, %w)\n%y: f32[N, 8] = aten.addmm_(%p, %x, %w)\n%z: f32[N, 8] = aten.exp(%p)\n",
+        "%y alters its operand in place",
+    ),
     "two spaces meet": (
         "%e: f32[E, 4] = sarc.gather(%x, %src, 0)\n%y: f32[E, 4] = aten.add.Tensor(%e, %x)\n",
         "%y is illegal: aten.add.Tensor(f32[E, 4], f32[N, 4])",

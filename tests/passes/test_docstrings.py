@@ -36,6 +36,7 @@ from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
 from sarc.passes.joint.rematerialise import Rematerialise
 from sarc.passes.joint.simplify import Simplify
 from sarc.passes.joint.split import split
+from sarc.passes.partitioned.add_products import AddProducts
 from sarc.passes.partitioned.build_schedule import build_schedule
 from sarc.passes.partitioned.exchange_whole import ExchangeWhole
 from sarc.passes.partitioned.fuse_rows import FuseRows
@@ -117,6 +118,7 @@ ON_PROGRAM: dict[str, Callable[[Program], tuple[Program, ...]]] = {
     "sarc.passes.partitioned.exchange_whole": lambda p: (ExchangeWhole().run(p),),
     "sarc.passes.partitioned.narrow_fetches": lambda p: (NarrowFetches().run(p),),
     "sarc.passes.partitioned.repeat_rows": lambda p: (RepeatRows().run(p),),
+    "sarc.passes.partitioned.add_products": lambda p: (AddProducts().run(p),),
     "sarc.passes.partitioned.narrow_gathers": lambda p: (NarrowGathers(has_kernel).run(p),),
     "sarc.passes.partitioned.merge_row_phases": lambda p: (MergeRowPhases(has_kernel).run(p),),
     "sarc.passes.partitioned.fuse_rows": lambda p: (FuseRows(has_kernel).run(p),),

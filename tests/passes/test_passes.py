@@ -25,6 +25,7 @@ from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
 from sarc.passes.joint.rematerialise import Limits, Rematerialise
 from sarc.passes.joint.simplify import Simplify
 from sarc.passes.joint.split import split
+from sarc.passes.partitioned.add_products import AddProducts
 from sarc.passes.partitioned.fuse_rows import FuseRows
 from sarc.passes.partitioned.merge_row_phases import MergeRowPhases
 from sarc.passes.partitioned.narrow_gathers import NarrowGathers
@@ -93,6 +94,7 @@ def test_nothing_to_fuse_and_nothing_to_partition_give_the_same_object() -> None
     assert MergeRowPhases(has_kernel).run(rows) is rows
     assert FuseRows(has_kernel).run(rows) is rows
     assert RepeatRows().run(rows) is rows
+    assert AddProducts().run(rows) is rows
     assert NarrowGathers(has_kernel).run(rows) is rows
     assert ReuseStorage(overwritable).run(rows) is rows
     assert merge_common(rows.graph) is False
@@ -176,7 +178,7 @@ def test_programs_for_kernels_compute_what_others_do(name: str) -> None:
         program = PartitionProgram(frozenset()).run(made.programs[stage])
         before = format_program(program)
         for rewrite in (
-            RepeatRows(), NarrowGathers(has_kernel), MergeRowPhases(has_kernel), FuseRows(has_kernel),
+            RepeatRows(), AddProducts(), NarrowGathers(has_kernel), MergeRowPhases(has_kernel), FuseRows(has_kernel),
             ReuseStorage(overwritable),
         ):  # fmt: skip
             rewritten = verify(rewrite.run(program))
