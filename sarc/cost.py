@@ -76,7 +76,8 @@ def call_cost(node: fx.Node, spaces: Spaces) -> Cost:
     if work == "fold":
         return Cost(entries(operands[0], spaces), moved)
     if work == "product":
-        inner = entries(ValueType(operands[0].dims[-1:], operands[0].dtype), spaces)
+        left = node.args[-2].meta["type"]  # what a product is added to stands before its matrices
+        inner = entries(ValueType(left.dims[-1:], left.dtype), spaces)
         return Cost(2 * inner * entries(results[0], spaces), moved)
     return Cost(sum((entries(t, spaces) for t in results), sympy.Integer(0)), moved)
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 import sarc
+from sarc.cost import program_cost
+from sarc.ir.parse import parse_program
 
 
 class Layer(nn.Module):
@@ -48,3 +50,11 @@ def test_a_plan_prints_formulas_and_bytes() -> None:
     text = str(plan(2))
     assert "operations 8*E + 48*N" in text
     assert "edges0 over E: sum; fetches" in text
+
+
+def test_a_product_that_is_added_costs_what_the_product_does() -> None:
+    program = parse_program(
+        "program forward\nspace N = nodes\n%x: f32[N, 6] = input arg x\n%w: f32[6, 4] = input param w\n"
+        "%p: f32[N, 4] = aten.mm(%x, %w)\n%q: f32[N, 4] = aten.addmm_(%p, %x, %w)\nreturn result 0 = %q\n"
+    )
+    assert program_cost(program).at({"N": 20})[0] == 2 * (2 * 20 * 6 * 4)

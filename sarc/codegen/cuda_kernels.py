@@ -15,7 +15,7 @@ from sarc.codegen.cuda import NUMBERS, emit_cuda
 from sarc.codegen.cuda_source import CudaSource
 from sarc.codegen.cuda_traversal import RowsByLength, rows_by_length
 from sarc.codegen.divide import Stage
-from sarc.codegen.kernels import has_plain_rows, stages_of
+from sarc.codegen.kernels import described, has_plain_rows, stages_of
 from sarc.codegen.nvcc import Library, Load, load_library
 from sarc.codegen.pack import lay_out
 from sarc.codegen.staged import Empty, StageCall, StagedKernel, rng_operand, rows_first, written
@@ -51,7 +51,7 @@ class CudaKernel(StagedKernel[_Launch]):
     """
 
     def __init__(self, program: EdgeProgram, load: Load = load_library):
-        self.what = f"kernel {program.name} ({program.loc})"
+        self.what = described(program)
         launches = [_Launch(stage, source, load(source, self.what)) for stage, source in cuda_sources(program)]
         super().__init__(program, launches)
 
@@ -221,7 +221,7 @@ def cuda_builds(programs: Sequence[EdgeProgram], load: Load = load_library) -> l
     for program in programs:
         with contextlib.suppress(NoKernel):
             if has_plain_rows(program):
-                units += [(source, f"kernel {program.name} ({program.loc})") for _, source in cuda_sources(program)]
+                units += [(source, described(program)) for _, source in cuda_sources(program)]
     return [partial(load, *unit) for unit in units]
 
 

@@ -37,7 +37,8 @@ class CppKernel(StagedKernel[_Launch]):
     """An EdgeProgram compiled for the CPU: one library a traversal order."""
 
     def __init__(self, program: EdgeProgram):
-        launches = [_Launch(stage, source, _launcher(source, _what(program))) for stage, source in sources_of(program)]
+        what = described(program)
+        launches = [_Launch(stage, source, _launcher(source, what)) for stage, source in sources_of(program)]
         super().__init__(program, launches)
 
     def launch(
@@ -96,7 +97,8 @@ def _merge(into: Tensor, pieces: Tensor, order: Traversal, fold: str) -> None:
         fold_rows(into, 0, torch.tensor([row]), piece[None], fold)
 
 
-def _what(program: EdgeProgram) -> str:
+def described(program: EdgeProgram) -> str:
+    """A program's kernel and the user's line, for messages."""
     return f"kernel {program.name} ({program.loc})"
 
 
@@ -123,7 +125,7 @@ def cpp_builds(programs: Sequence[EdgeProgram]) -> list[Callable[[], object]]:
     for program in programs:
         with contextlib.suppress(NoKernel):
             if has_plain_rows(program):
-                units += [(source.text, _what(program)) for _, source in sources_of(program)]
+                units += [(source.text, described(program)) for _, source in sources_of(program)]
     return [partial(build, *unit) for unit in units]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 import torch.fx as fx
 
 from sarc.codegen.body import Body
@@ -56,13 +57,19 @@ def _stored_in_place(program: EdgeProgram) -> Iterator[tuple[int, int]]:
             if not all(o.column is None and o.axis == 0 and _fits(o.type, result.type) for _, o in operands):
                 continue
             made = _made_of(body, [n for n, _ in operands])
-            entries = all(n.meta["type"].dims[1:] == root.meta["type"].dims[1:] for n in made & _behind(root))
+            entries = all(_keeps_entries(n, root) for n in made & _behind(root))
             visits = [body.phases[n] for n in made if body.sinks(n)]
             visits += [body.fold_phase(n) for n in body.roots.values() if n in made]
             later = range(k + 1, len(program.results))
             stored_later = any(body.roots[j] in made for j in later if program.results[j].kind == "store")
-            if entries and max(visits) <= phase and not stored_later:
+            if entries and max(visits, default=0) <= phase and not stored_later:
                 yield k, value
+
+
+def _keeps_entries(node: fx.Node, root: fx.Node) -> bool:
+    """Whether each entry of a value is made of the same entry of its operands, and is one of `root`'s shape."""
+    pointwise = node.op == "placeholder" or torch.Tag.pointwise in getattr(node.target, "tags", ())
+    return pointwise and node.meta["type"].dims[1:] == root.meta["type"].dims[1:]
 
 
 def _made_of(body: Body, nodes: list[fx.Node]) -> set[fx.Node]:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 
+from sarc.ir import dialect_rules
 from sarc.ir import layout_rules as rules
 from sarc.ir.call import MIXES_ROWS, PAIRS_ROWS, Call, Dims, named_arguments
 from sarc.ir.dialect import GATHER, OWN_ROWS, REDUCE, ROW_IDS, SEGMENT_IDS, SELECT_ROWS, UNIFORM, WIDEN_ROWS
@@ -63,9 +64,9 @@ _WORK: dict[object, str] = {
     **dict.fromkeys((rules.view, rules.expand, rules.permute, rules.transpose, rules.unsqueeze), "view"),
     **dict.fromkeys((rules.squeeze, rules.select, rules.slice_), "view"),
     rules.created: "create",
-    **dict.fromkeys((rules.gather, rules.owned, rules.cat, rules.stack, rules.repeat, rules.flip), "move"),
-    rules.select_rows: "move",
-    **dict.fromkeys((rules.over_dims, rules.along_features, rules.reduce), "fold"),
+    **dict.fromkeys((rules.cat, rules.stack, rules.repeat, rules.flip), "move"),
+    **dict.fromkeys((dialect_rules.gather, dialect_rules.owned, dialect_rules.select_rows), "move"),
+    **dict.fromkeys((rules.over_dims, rules.along_features, dialect_rules.reduce), "fold"),
     **dict.fromkeys((rules.matmul, rules.add_product), "product"),
 }
 # What makes rows of other spaces than its operands have, and contracts none.
@@ -79,13 +80,13 @@ _LAST = ("forward", "backward")
 
 
 TABLE: dict[object, OpDef] = {
-    GATHER: OpDef(rules.gather),
-    REDUCE: OpDef(rules.reduce, "sum"),
-    OWN_ROWS: OpDef(rules.owned),
-    WIDEN_ROWS: OpDef(rules.owned),
+    GATHER: OpDef(dialect_rules.gather),
+    REDUCE: OpDef(dialect_rules.reduce, "sum"),
+    OWN_ROWS: OpDef(dialect_rules.owned),
+    WIDEN_ROWS: OpDef(dialect_rules.owned),
     ROW_IDS: OpDef(rules.created, stages=_BOUND_ONCE),
-    SEGMENT_IDS: OpDef(rules.segment_ids, stages=_BOUND_ONCE),
-    SELECT_ROWS: OpDef(rules.select_rows, stages=_BOUND_ONCE),
+    SEGMENT_IDS: OpDef(dialect_rules.segment_ids, stages=_BOUND_ONCE),
+    SELECT_ROWS: OpDef(dialect_rules.select_rows, stages=_BOUND_ONCE),
     UNIFORM: OpDef(rules.created),
     aten.full.default: OpDef(rules.created),
     aten.scalar_tensor.default: OpDef(rules.created),
@@ -196,7 +197,7 @@ def infer(node: fx.Node, spaces: Spaces) -> Types:
         return node.args[0].meta["type"][node.args[1]]
     rule = definition(node.target)
     if node.target is SELECT_ROWS:
-        return ValueType(rules.select_rows(Call(node, spaces, {}, ())), torch.int64)
+        return ValueType(dialect_rules.select_rows(Call(node, spaces, {}, ())), torch.int64)
     try:
         results = meta_results(node.target, node.args, placed(node, node.kwargs, torch.device("meta")), spaces)
     except NotImplementedError as error:

@@ -17,7 +17,7 @@ from sarc.report.predict import Rates
 from sarc.runtime.module import CompiledModule
 from sarc.runtime.profile import Profile
 
-WORDS_OF_VALUE = (1, 3, 4, 6)  # columns of a value's row that are numbers of words in the page
+WORDS_OF_VALUE = (1, 3, 4, 6)  # columns of a value's row that the page has as numbers of words
 
 
 @dataclass(frozen=True)
@@ -74,4 +74,4 @@ def with_words(document: dict[str, Any]) -> dict[str, Any]:
         return [numbers.setdefault(x, len(numbers)) if k in WORDS_OF_VALUE else x for k, x in enumerate(value)]
 
     programs = [{**p, "values": [row(v) for v in p["values"]]} for p in document["programs"]]
-    return {**document, "programs": programs, "words": list(numbers)}
+    return {**document, "programs": programs, "words": list(numbers), "word_columns": WORDS_OF_VALUE}

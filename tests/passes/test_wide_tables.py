@@ -11,6 +11,9 @@ from torch_geometric.nn import GATConv
 
 import sarc
 from sarc.codegen.build import compiler
+from sarc.codegen.overwrite import overwritable
+from sarc.ir.edge_program import edge_call
+from sarc.ir.parse import parse_program
 
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
 N, E, F, HEADS = 600, 3000, 16, 4
@@ -91,3 +94,33 @@ def test_rows_written_over_rows_are_right(chain: str) -> None:
         assert torch.allclose(mine, theirs, rtol=0, atol=1e-10 * max(1.0, float(theirs.abs().max())))
     if chain == "one":
         assert re.search(r"store axis 0 over \$\d", compiled.program("partitioned forward"))
+
+
+ROWS = """program forward
+space N = nodes
+edges @rows0 over N
+  %h: f32[N, 32, 32] = rows $0 axis 0
+  %g: f32[N, 32, 32] = rows $1 axis 0
+  {line}
+  %out: f32[N, 32, 32] = aten.add.Tensor(%a, %g)
+  store axis 0 %out: f32[N, 32, 32]
+%x: f32[N, 32, 32] = input arg x
+%p: f32[N, 32, 32] = aten.exp(%x)
+%q: f32[N, 32, 32] = aten.sin(%x)
+%rows_out: (f32[N, 32, 32]) = edge_call(@rows0, [%p, %q], [])
+%r: f32[N, 32, 32] = getitem(%rows_out, 0)
+return result 0 = %r
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "pairs"),
+    [
+        ("%a: f32[N, 32, 32] = aten.relu(%h)", [(0, 0), (0, 1)]),
+        ("%a: f32[N, 32, 32] = aten.transpose.int(%h, 1, 2)", [(0, 1)]),  # of the same shape, from other entries
+    ],
+)
+def test_only_what_is_read_entry_by_entry_is_written_over(line: str, pairs: list[tuple[int, int]]) -> None:
+    program = parse_program(ROWS.format(line=line))
+    (call,) = (n for n in program.graph.nodes if n.target is edge_call)
+    assert overwritable(call.args[0]) == pairs

@@ -1,6 +1,6 @@
 "use strict";
 const D = JSON.parse(document.getElementById("data").textContent);
-for (const p of D.programs) for (const v of p.values) for (const c of [1, 3, 4, 6]) v[c] = D.words[v[c]];
+for (const p of D.programs) for (const v of p.values) for (const c of D.word_columns) v[c] = D.words[v[c]];
 const $ = id => document.getElementById(id);
 const css = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const el = (tag, cls, text) => { const e = document.createElement(tag); if (cls) e.className = cls; if (text !== undefined) e.textContent = text; return e; };
