@@ -272,8 +272,9 @@ class Pipeline:
         program = after(RepeatRows.name, RepeatRows().run(program))
         program = after(AddProducts.name, AddProducts().run(program))
         if has is not None:
-            program = after(NarrowGathers.name, NarrowGathers(has).run(program))
-            program = after(MergeRowPhases.name, MergeRowPhases(has, self.objective == "memory").run(program))
+            tight = self.objective == "memory"
+            program = after(NarrowGathers.name, NarrowGathers(has, tight).run(program))
+            program = after(MergeRowPhases.name, MergeRowPhases(has, tight).run(program))
             program = after(FuseRows.name, FuseRows(has).run(program))
         program = after(OrderLifetimes.name, OrderLifetimes().run(program))
         return after(ReuseStorage.name, ReuseStorage(overwritable).run(program)) if has is has_kernel else program

@@ -169,8 +169,9 @@ def test_partitioned_programs_compute_what_whole_ones_do(name: str) -> None:
             assert torch.allclose(value, theirs[key], rtol=0, atol=TOLERANCE), key
 
 
+@pytest.mark.parametrize("tight", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_programs_for_kernels_compute_what_others_do(name: str) -> None:
+def test_programs_for_kernels_compute_what_others_do(name: str, tight: bool) -> None:
     """Passes for kernels, where a part holds every edge of its rows; a second run of each changes nothing."""
     made = compiled(name)
     programs = dict(made.programs)
@@ -178,8 +179,8 @@ def test_programs_for_kernels_compute_what_others_do(name: str) -> None:
         program = PartitionProgram(frozenset()).run(made.programs[stage])
         before = format_program(program)
         for rewrite in (
-            RepeatRows(), AddProducts(), NarrowGathers(has_kernel), MergeRowPhases(has_kernel), FuseRows(has_kernel),
-            ReuseStorage(overwritable),
+            RepeatRows(), AddProducts(), NarrowGathers(has_kernel, tight), MergeRowPhases(has_kernel, tight),
+            FuseRows(has_kernel), ReuseStorage(overwritable),
         ):  # fmt: skip
             rewritten = verify(rewrite.run(program))
             assert format_program(program) == before

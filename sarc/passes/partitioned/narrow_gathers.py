@@ -2,9 +2,10 @@
 
 The gradient of averaged heads is one row for all of them, divided by each head's sum: wide on the nodes, and narrow
 where it comes from. What takes exact operations on rows is done for the edges instead: the wide table is never made,
-and a fraction of its bytes is gathered. The same is done where a table is saved and no byte: what is gathered is an
-input of the program, which is there anyway, scaled by a narrow value. A division by a narrow value becomes a product
-with its inverse, made on the nodes: dividing takes a processor many times as long, and there are more edges than nodes.
+and a fraction of its bytes is gathered. Where memory counts more than time, the same is done where a table is saved and
+no byte: what is gathered is an input of the program, which is there anyway, scaled by a narrow value. A division by a
+narrow value becomes a product with its inverse, made on the nodes: dividing takes a processor many times as long, and
+there are more edges than nodes.
 
 Before:
     program backward
@@ -68,12 +69,13 @@ class NarrowGathers:
 
     Args:
         has_kernel: whether an edge program has a compiled form.
+        tight: memory counts more than time: inputs are scaled once an edge instead of once a node in a table.
     """
 
     name = "narrow-gathers"
 
-    def __init__(self, has_kernel: Callable[[EdgeProgram], bool]):
-        self.has_kernel = has_kernel
+    def __init__(self, has_kernel: Callable[[EdgeProgram], bool], tight: bool = False):
+        self.has_kernel, self.tight = has_kernel, tight
 
     def run(self, program: Program) -> Program:
         own = program.copy()
@@ -81,7 +83,9 @@ class NarrowGathers:
         changed = False
         for call in [n for n in own.graph.nodes if n.target is edge_call]:
             for column in sorted(call.args[0].columns_used("gather") - {call.args[0].remote}):
-                frontier = find_narrower(call, column) or find_scaled_inputs(call, column, own.returned)
+                frontier = find_narrower(call, column)
+                if frontier is None and self.tight:
+                    frontier = find_scaled_inputs(call, column, own.returned)
                 if frontier is None:
                     continue
                 with own.graph.inserting_before(call):
