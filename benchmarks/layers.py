@@ -59,6 +59,9 @@ def contestants(module: nn.Module, graph: Graph, backend: str) -> Iterator[Conte
 
     edges = graph.edge_index
     yield Contestant("sarc", lambda: OnGraph(sarc.compile(module, 1, backend=backend), edges))
+    yield Contestant(
+        "sarc, least memory", lambda: OnGraph(sarc.compile(module, 1, backend=backend, objective="memory"), edges)
+    )
     yield Contestant("DGL", lambda: OnGraph(as_dgl(module), graph))
     yield Contestant("PyG", lambda: OnGraph(module, edges))
     if isinstance(module, GCNConv):
