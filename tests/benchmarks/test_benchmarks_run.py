@@ -63,7 +63,7 @@ LIBRARIES = ("--contestants", "DGL", "--contestants", "PyG", "--contestants", "P
         (attention.main, (), 1, {"sarc", "DGL", "torch operators", "by hand", "by hand, buffers kept"}),
         (ops.main, (), 5, {"sarc", "DGL", "PyG", "plain torch", "torch.sparse"}),
         (layers.main, LIBRARIES, 8, {"DGL", "PyG", "PyG, norm kept"}),
-        (layers.main, ("--only", "GIN"), 1, {"sarc", "DGL", "PyG"}),
+        (layers.main, ("--only", "GIN"), 1, {"sarc", "sarc, least memory", "DGL", "PyG"}),
         (epochs.main, LIBRARIES, 3, {"DGL", "PyG", "PyG, norm kept"}),
         (epochs.main, ("--only", "SAGE"), 1, {"sarc", "DGL", "PyG"}),
     ],
