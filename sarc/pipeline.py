@@ -211,6 +211,13 @@ class Pipeline:
         made = {"data": fused, "bound step": step}
         return Stages(stages.captured, {**stages.programs, **made}, stages.captured_answers), step
 
+    def narrow(self, program: Program, remote: frozenset[str], device: torch.device) -> Program:
+        """The program of a stage whose edge programs read the narrowest rows of other parts, on a device."""
+        has = has_kernels(self.target(device))
+        if has is None or not remote or self.exchange.exchange == "sar":
+            return program
+        return self.after(NarrowGathers.name, NarrowGathers(has, remote=remote).run(program))
+
     def needs(
         self, program: Program, remote: frozenset[str], columns: Mapping[tuple[str, str | int], ColumnMap]
     ) -> list[Need]:

@@ -222,8 +222,10 @@ def _schedule(
 ) -> None:
     """Map the program's columns, partition it and build every hosted part's schedule."""
     states = binding.order.states
+    device = states[0].device
     cuts = cut_inputs(program, values, binding.order, constants)
     remote = _map_columns(compiler, host, program, binding, cuts, binding.placing)
+    program = compiler.narrow(program, remote, device)
     for space in program.spaces:
         if space.kind == "reach":
             run_parts({s.rank: s.add_reach_keys(space) for s in states}, host.transport)
@@ -235,7 +237,7 @@ def _schedule(
             bound.update(made)
         remote = _map_columns(compiler, host, program, binding, cuts, binding.placing)
     binding.remote[stage], binding.placing.programs[stage] = remote, program
-    choices, device = binding.placing.choices[stage], states[0].device
+    choices = binding.placing.choices[stage]
     partitioned = compiler.partition(program, remote, states[0].columns, choices, device)
     for state in states:
         state.spaces = partitioned.spaces.copy()
@@ -244,7 +246,7 @@ def _schedule(
             if space.kind == "reach":
                 state.add_reach(space)
     binding.programs[stage] = partitioned
-    kernels = compiler.kernels(partitioned, states[0].device)
+    kernels = compiler.kernels(partitioned, device)
     run_parts({s.rank: check_sizes(s, bool(kernels)) for s in states}, host.transport)
     binding.kernels[stage] = kernels
     binding.schedules[stage] = [

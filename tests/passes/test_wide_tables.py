@@ -124,3 +124,24 @@ def test_only_what_is_read_entry_by_entry_is_written_over(line: str, pairs: list
     program = parse_program(ROWS.format(line=line))
     (call,) = (n for n in program.graph.nodes if n.target is edge_call)
     assert overwritable(call.args[0]) == pairs
+
+
+@needs_compiler
+@pytest.mark.parametrize("exchange", ["ring", "whole"])
+@pytest.mark.parametrize("placement", ["dst", "src", "cover", "auto"])
+def test_a_gradient_of_averaged_heads_travels_once_for_all_heads(placement: str, exchange: str) -> None:
+    torch.manual_seed(0)
+    edges = torch.randint(0, N, (2, E))
+    model = GATConv(24, F, heads=HEADS, concat=False).double()
+    parts = sarc.partition(edges, num_nodes=N, num_parts=3, method="random", seed=0)
+    ways = {"exchange": exchange, "placement": placement, "objective": "memory"}
+    compiled = sarc.compile(model, parts, backend="cpp", **ways)
+    x = torch.randn(N, 24, dtype=torch.float64, requires_grad=True)
+    plain = torch.autograd.grad(model(x, edges).square().sum(), [x, *model.parameters()])
+    mine = torch.autograd.grad(compiled(x, edges).square().sum(), [x, *model.parameters()])
+    for a, b in zip(mine, plain, strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-10 * max(1.0, float(b.abs().max())))
+    # At the source an edge reads a gradient row of F numbers and four of each head.
+    travels = {e.fetch_row_bytes for e in compiled.plan().edges if e.stage == "backward" and e.fetched}
+    if (placement, exchange) == ("src", "ring"):
+        assert travels == {8 * (F + 4 * HEADS)}

@@ -36,9 +36,13 @@ After:
     %edge_call: (f32[N, 4, 8]) = edge_call(@edges0, [%g, %s], [%src])   # model.py:9
     %out: f32[N, 4, 8] = getitem(%edge_call, 0)   # model.py:9
     return result 0 = %out
-Needs a partitioned program and whether an edge program has a kernel; gives one whose edge programs gather fewer bytes.
-It does nothing where that saves neither half of what a column gathers nor a table, through columns that fetch rows of
-other parts, and where the wider body has no kernel: the same object comes back when no gather is narrowed.
+In edge programs that reach other parts it is done before the program is divided, for both ends of an edge: then the
+narrow values are what travels, wherever the edges run, and what sites and messages are priced by.
+
+Needs whether an edge program has a kernel, and a partitioned program, or a fused one and the columns that reach other
+parts; gives one whose edge programs gather fewer bytes. It does nothing where that saves neither half of what a column
+gathers nor a table, through a column that fetches rows, and where the wider body has no kernel: the same object comes
+back when no gather is narrowed.
 """
 
 from __future__ import annotations
@@ -70,19 +74,23 @@ class NarrowGathers:
     Args:
         has_kernel: whether an edge program has a compiled form.
         tight: memory counts more than time: inputs are scaled once an edge instead of once a node in a table.
+        remote: names of the column values that reach other parts, of a program that is not divided yet, whose edge
+            programs that read or fold through these are rewritten; None: the program is a part's, and all are.
     """
 
     name = "narrow-gathers"
 
-    def __init__(self, has_kernel: Callable[[EdgeProgram], bool], tight: bool = False):
-        self.has_kernel, self.tight = has_kernel, tight
+    def __init__(
+        self, has_kernel: Callable[[EdgeProgram], bool], tight: bool = False, remote: frozenset[str] | None = None
+    ):
+        self.has_kernel, self.tight, self.remote = has_kernel, tight, remote
 
     def run(self, program: Program) -> Program:
         own = program.copy()
         builder = Builder(own.graph, own.spaces)
         changed = False
         for call in [n for n in own.graph.nodes if n.target is edge_call]:
-            for column in sorted(call.args[0].columns_used("gather") - {call.args[0].remote}):
+            for column in self._columns(call):
                 frontier = find_narrower(call, column)
                 if frontier is None and self.tight:
                     frontier = find_scaled_inputs(call, column, own.returned)
@@ -97,6 +105,13 @@ class NarrowGathers:
             return program
         remove_dead(own.graph)
         return own
+
+    def _columns(self, call: fx.Node) -> list[int]:
+        """The columns through which an edge program's gathers may be narrowed."""
+        edges, _, columns = call.args
+        if self.remote is not None and not any(c.name in self.remote for c in columns):
+            return []
+        return sorted(edges.columns_used("gather") - {edges.remote})
 
 
 def find_narrower(call: fx.Node, column: int) -> Frontier | None:
