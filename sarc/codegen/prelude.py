@@ -67,9 +67,10 @@ template <int N, class T> static inline sarc_vector<T, N> sarc_all(T x) { return
     alignas(64) S lane[16];                                                                    \
     for (int l = 0; l < 16; ++l) lane[l] = START;                                              \
     int i = 0;                                                                                 \
-    if constexpr (std::is_same_v<T, S>) {                                                      \
+    if (std::is_same<T, S>::value) {                                                           \
+      const S* same = reinterpret_cast<const S*>(x);                                           \
       sarc_vector<S, 16> lanes = sarc_get<16>(lane);                                           \
-      for (; i + 16 <= n; i += 16) lanes = STEP(lanes, sarc_get<16>(x + i));                   \
+      for (; i + 16 <= n; i += 16) lanes = STEP(lanes, sarc_get<16>(same + i));                \
       sarc_put(lane, lanes);                                                                   \
     }                                                                                          \
     for (; i < n; i += W) {                                                                    \
