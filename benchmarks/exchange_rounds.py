@@ -1,4 +1,4 @@
-"""One exchange of equal blocks between all ranks: rounds that a barrier ends, sarc's ring, one all-to-all.
+"""One exchange of equal blocks between all ranks: rounds that a barrier ends, sarc's ring, all-to-alls.
 
     torchrun --standalone --nproc-per-node 4 -m benchmarks.exchange_rounds
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -22,6 +23,7 @@ import sarc
 from benchmarks.options import Options, set_threads
 from benchmarks.report import Report
 from sarc.ir.schedule import AllToAll, Message
+from sarc.runtime.neighbours import meet
 from sarc.runtime.transport import Transport
 
 WARM_UPS = 5
@@ -35,7 +37,10 @@ class Blocks:
         self.rank, self.world, self.nbytes = dist.get_rank(), dist.get_world_size(), nbytes
         self.sent = torch.full((self.world, nbytes), self.rank, dtype=torch.uint8)
         self.received = torch.zeros((self.world, nbytes), dtype=torch.uint8)
-        self.transport = Transport(self.world, [self.rank], range(self.world))
+        meet()
+        self.transport, self.sharing = (
+            Transport(self.world, [self.rank], range(self.world), share=share) for share in (False, True)
+        )
 
     def peers(self) -> list[tuple[int, int]]:
         """(to whom, from whom) of each round of a ring."""
@@ -68,14 +73,17 @@ class Blocks:
         for handle in sending:
             handle.block()
 
-    def all_to_all(self) -> None:
+    def all_to_all(self, transport: Transport) -> None:
         others = [p for p in range(self.world) if p != self.rank]
         messages = tuple(Message(p, 1, self.nbytes) for p in others)
-        sent, received = self.sent[others].view(-1), torch.empty((len(others), self.nbytes), dtype=torch.uint8)
-        self.transport.all_to_all(
-            self.rank, AllToAll("blocks", "fetch", messages, messages), sent, received.view(-1), "blocks"
-        ).block()
-        self.received[others] = received
+        step, empty = AllToAll("blocks", "fetch", messages, messages), partial(torch.empty, dtype=torch.uint8)
+        sent = transport.outbox(step, torch.device("cpu"), empty)
+        sent.view(len(others), self.nbytes).copy_(self.sent[others])
+        arrival = transport.all_to_all(self.rank, step, sent, empty, "blocks")
+        arrival.handle.block()
+        for peer, piece in zip(others, arrival.pieces(sent.device), strict=True):
+            self.received[peer] = piece
+        arrival.release()
 
     def check(self) -> None:
         """Every block came from its rank."""
@@ -114,7 +122,9 @@ def main(kib: int, repeat: int, json: Path | None) -> None:
     report = Report("exchange rounds", Options(repeat=repeat, threads=1, json=json), COLUMNS)
     blocks = Blocks(kib << 10)
     ways: dict[str, Callable[[], None]] = {
-        "barrier": blocks.barrier, "ring": blocks.ring, "all-to-all": blocks.all_to_all,
+        "barrier": blocks.barrier, "ring": blocks.ring,
+        "all-to-all": partial(blocks.all_to_all, blocks.transport),
+        "all-to-all, in shared memory": partial(blocks.all_to_all, blocks.sharing),
     }  # fmt: skip
     base = 0.0
     for name, exchange in ways.items():

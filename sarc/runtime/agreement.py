@@ -19,7 +19,7 @@ from torch import nn
 from sarc import errors
 from sarc.errors import GraphError, SarcError
 from sarc.ir.program import Input
-from sarc.runtime.collectives import gather_objects
+from sarc.runtime.together import gather_objects
 from sarc.runtime.transport import Transport
 
 

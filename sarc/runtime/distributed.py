@@ -11,6 +11,7 @@ from torch import nn
 
 from sarc.errors import PartitionError
 from sarc.runtime.collectives import carrier
+from sarc.runtime.together import all_reduce
 
 
 def init_distributed(backend: str = "gloo", timeout: float = 300.0) -> None:
@@ -57,14 +58,14 @@ def all_reduce_gradients(module: nn.Module) -> None:
         return
     parameters = [p for p in module.parameters() if p.requires_grad]
     has = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=carrier())
-    dist.all_reduce(has, dist.ReduceOp.MAX)
+    all_reduce(has, "max", "all-reduce of gradients")
     for parameter, present in zip(parameters, has.tolist(), strict=True):
         if not present:
             continue
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        whole = parameter.grad.to(carrier())
-        dist.all_reduce(whole)
+        whole = parameter.grad.to(carrier()).contiguous()
+        all_reduce(whole, "sum", "all-reduce of gradients")
         parameter.grad.copy_(whole)
 
 

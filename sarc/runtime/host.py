@@ -16,6 +16,7 @@ from sarc.partition.layout import Part, Partitions
 from sarc.partition.shard import ranks_of_process
 from sarc.runtime.collectives import carrier, gather_objects, run_collective
 from sarc.runtime.known_columns import KnownColumns
+from sarc.runtime.neighbours import meet
 from sarc.runtime.transport import Transport
 
 
@@ -76,6 +77,7 @@ class _Claim:
     num_parts: int
     fingerprint: str
     zero_in_degree: bool
+    share: bool
 
 
 def is_distributed() -> bool:
@@ -97,10 +99,13 @@ def host_alone(partitions: Partitions) -> Host:
     return Host(partitions, transport, True, _misses_in_edges(partitions))
 
 
-def host_together(model: nn.Module, partitions: object, seed: int) -> tuple[Host, int]:
+def host_together(model: nn.Module, partitions: object, seed: int, share: bool) -> tuple[Host, int]:
     """This rank's host and the seed of all ranks; gives every rank rank 0's parameters and buffers.
 
     Every rank calls it, and an error of one is raised on all.
+
+    Args:
+        share: whether messages to ranks of this machine may lie in memory that stays there between steps.
 
     Raises:
         PartitionError: the ranks hold other partitions, or not every part once.
@@ -115,6 +120,7 @@ def host_together(model: nn.Module, partitions: object, seed: int) -> tuple[Host
             partitions.num_parts,
             partitions.fingerprint,
             _misses_in_edges(partitions),
+            share,
         )
     claims: list[_Claim] = gather_objects(claim)
     if any(c is None for c in claims):
@@ -126,7 +132,9 @@ def host_together(model: nn.Module, partitions: object, seed: int) -> tuple[Host
     _check_models([c.model for c in claims])
     process_of = _processes(claims)
     _broadcast(model)
-    transport = Transport(partitions.num_parts, sorted(partitions.parts), process_of)
+    meet()
+    share = all(c.share for c in claims)
+    transport = Transport(partitions.num_parts, sorted(partitions.parts), process_of, share=share)
     whole = partitions.is_whole and len(claims) == 1
     return Host(partitions, transport, whole, any(c.zero_in_degree for c in claims)), claims[0].seed
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sarc.errors import GraphError, SarcError
 from sarc.runtime.agreement import error_of
-from sarc.runtime.collectives import carrier, gather_objects, run_collective
+from sarc.runtime.collectives import carrier
+from sarc.runtime.together import all_reduce, gather_objects
 
 
 def mean(per_row: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -143,7 +144,7 @@ def _mean(per_row: Callable[[], Tensor], like: Tensor) -> Tensor:
     # a rounding that float32 would show.
     numbers = torch.stack([share.detach().double(), *share.new_tensor([count, problem is not None]).double()])
     carried = numbers.to(carrier())
-    run_collective("all-reduce of a loss", lambda: dist.all_reduce(carried))
+    all_reduce(carried, "sum", "all-reduce of a loss")
     numbers = carried.to(numbers.device)
     if numbers[2] > 0:
         _raise_together(problem)

@@ -77,7 +77,7 @@ class CompiledModule(nn.Module):
                 f"process, got {dist.get_world_size()}; verify once without torchrun, the numbers do not depend on P"
             )
         if is_distributed() and (isinstance(partitions, Partitions) or dist.get_world_size() > 1):
-            host, self.seed = host_together(model, partitions, self.seed)
+            host, self.seed = host_together(model, partitions, self.seed, not wants_room)
             self._use(host)
         elif isinstance(partitions, Partitions):
             self._use(host_alone(partitions))
@@ -233,6 +233,10 @@ class CompiledModule(nn.Module):
         """
         freed = self._pool.free_bytes
         self._pool.release()
+        near = None if self._host is None else self._host.transport.near
+        if near is not None:
+            freed += near.blocks.free_bytes
+            near.blocks.release()
         return freed
 
     # --- the model's own face

@@ -25,8 +25,8 @@ import torch.distributed as dist
 
 from sarc.ir import schedule as ins
 from sarc.ir.program import Program
-from sarc.runtime.collectives import gather_objects
 from sarc.runtime.memory_log import MemoryLog
+from sarc.runtime.together import gather_objects
 from sarc.runtime.trace import chrome_trace
 from sarc.runtime.work import Work
 

@@ -73,8 +73,8 @@ class Messages(RunState):
         parent = self._parent(node)
         column = self.state.columns[node.args[1].name, parent]
         layout = whole_layout(node, self.schedule.wire)
-        exchange = WholeExchange(layout, column, self.local[parent], values, step, self.pool)
-        self.env[step.node] = [exchange.sent, exchange.received, *values]  # what is alive meanwhile
+        sent = self.transport.outbox(step, self.device, self._empty)
+        exchange = WholeExchange(layout, column, self.local[parent], values, step, sent, self.pool)
         at = f"part {self.state.rank} ({self.schedule.stage})"
         what = f"buffer {step.node} ({step.what}), the round of all peers, of {at}"
         planned = sum(m.nbytes for m in step.sends)
@@ -82,17 +82,23 @@ class Messages(RunState):
             raise ExchangeError(f"{what}: {exchange.sent.nbytes} bytes, planned {planned}")
         for message in step.sends:
             self.sent[step.node, message.peer] += message.nbytes
-        self.messages[step.node] = self.transport.all_to_all(
-            self.state.rank, step, exchange.sent, exchange.received, what, self.number
-        )
-        self.exchanges[step.node] = exchange
+        arrival = self.transport.all_to_all(self.state.rank, step, exchange.sent, self._empty, what, self.number)
+        self.env[step.node] = [exchange.sent, arrival.received, *values]  # what is alive meanwhile
+        self.exchanges[step.node] = exchange, arrival
         return
         yield
 
     def _finish(self, step: ins.Finish) -> Work:
-        yield Wait(self.messages.pop(step.node), step.clock)
-        exchange, node = self.exchanges.pop(step.node), self.nodes[step.node]
-        self.env[step.node] = exchange.tables() if node.target is fetch else exchange.fold(node.args[2])
+        exchange, arrival = self.exchanges.pop(step.node)
+        yield Wait(arrival.handle, step.clock)
+        node, received = self.nodes[step.node], arrival.pieces(self.device)
+        self.env[step.node] = (
+            exchange.tables(received) if node.target is fetch else exchange.fold(received, node.args[2])
+        )
+        arrival.release()
+
+    def _empty(self, nbytes: int) -> Tensor:
+        return self.pool.empty([nbytes], torch.uint8, self.device)
 
     def _parent(self, node: fx.Node) -> str:
         """The space whose rows an exchange's column names."""

@@ -16,6 +16,7 @@ from sarc.ir.edge_program import ChunkLayout, fetch_layout
 from sarc.ir.program import Program
 from sarc.ir.space import Rows
 from sarc.partition.columns import ColumnMap
+from sarc.runtime.arrival import Arrival
 from sarc.runtime.memory import Pool
 from sarc.runtime.messages import Handle
 from sarc.runtime.part_state import PartState
@@ -98,7 +99,7 @@ class RunState:
         self.local, self.total = state.sizes_of(program.spaces)
         self.chunks: dict[str, Tensor] = {}
         self.messages: dict[str, Handle] = {}
-        self.exchanges: dict[str, WholeExchange] = {}
+        self.exchanges: dict[str, tuple[WholeExchange, Arrival]] = {}
         self.narrowed: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self.most_chunks = 0
         self.sent: Counter[tuple[str, int]] = Counter()

@@ -11,8 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sarc.errors import ExchangeError
-from sarc.ir.schedule import AllToAll
-from sarc.runtime.collectives import carrier, gather_objects, run_collective
+from sarc.ir.schedule import AllToAll, Message
+from sarc.runtime.arrival import Arrival, Frames
+from sarc.runtime.collectives import carrier
 from sarc.runtime.logs import log
 from sarc.runtime.messages import (
     AllToAllMessage,
@@ -23,6 +24,10 @@ from sarc.runtime.messages import (
     SentMessage,
     StagedMessage,
 )
+from sarc.runtime.neighbours import EXCHANGE, neighbours_of
+from sarc.runtime.together import all_reduce, gather_numbers, gather_objects
+
+Empty = Callable[[int], Tensor]
 
 _LARGEST_TAG = 2**30
 
@@ -35,6 +40,8 @@ class Transport:
         hosted: the parts this process runs.
         process_of: the process of each part; None when this process runs all of them.
         group: process group, or None in one process.
+        share: whether messages of all-to-alls to processes of this machine may lie in memory that these see, where the
+            processes have met (`sarc.runtime.neighbours.meet`).
     """
 
     def __init__(
@@ -43,6 +50,7 @@ class Transport:
         hosted: Sequence[int],
         process_of: Sequence[int] | None = None,
         group: dist.ProcessGroup | None = None,
+        share: bool = False,
     ):
         self.num_parts, self.hosted = num_parts, tuple(hosted)
         self.process_of = tuple(process_of) if process_of is not None else (0,) * num_parts
@@ -55,6 +63,7 @@ class Transport:
         self.all_reduce_bytes = 0
         # NCCL knows no tags, and of two messages of one pair the first posted goes first: they are posted together.
         self.together = self.distributed and dist.get_backend(group) == "nccl"
+        self.near = neighbours_of(group) if self.one_part_each and share else None
         self._queue: list[tuple[dist.P2POp, QueuedMessage]] = []
         self._posted: dict[tuple[int, int, int], deque[LocalMessage]] = defaultdict(deque)
         self._receiving: dict[tuple[int, int, int], deque[LocalMessage]] = defaultdict(deque)
@@ -112,38 +121,70 @@ class Transport:
         for k, (_, message) in enumerate(queue):
             message.work = works[min(k, len(works) - 1)]
 
-    def all_to_all(
-        self, part: int, step: AllToAll, sent: Tensor, received: Tensor, what: str, run: int = 0
-    ) -> Handle:
-        """Post the messages of `step`, one after the other in `sent` and `received` uint8 [bytes], of a hosted part.
+    def outbox(self, step: AllToAll, device: torch.device, empty: Empty) -> Tensor:
+        """Memory uint8 [bytes] for the messages of `step`, one after the other: shared, or of `empty`."""
+        nbytes = sum(m.nbytes for m in step.sends)
+        if self.near is not None and device.type == "cpu":
+            return self.near.blocks.empty(nbytes)
+        return empty(nbytes)
 
-        With one part a process they travel in one all-to-all of the process group, otherwise each for itself. Every
-        part calls it, in the same order.
+    def all_to_all(self, part: int, step: AllToAll, sent: Tensor, empty: Empty, what: str, run: int = 0) -> Arrival:
+        """Post the messages of `step`, one after the other in `sent` uint8 [bytes] (see `outbox`), of a hosted part.
+
+        With one part a process those to this machine stay where they are and are named to their readers; the others
+        travel in one all-to-all of the process group. Otherwise each travels for itself. Every part calls it, in the
+        same order.
+
+        Args:
+            empty: uninitialised memory uint8 on the part's device, of so many bytes.
         """
         if not self.one_part_each:
-            handles, start = [], 0
-            for m in step.receives:
-                buffer = received[start : start + m.nbytes]
-                handles.append(self.receive(m.peer, part, buffer, f"{what} from part {m.peer}", run))
-                start += m.nbytes
-            start = 0
-            for m in step.sends:
-                buffer = sent[start : start + m.nbytes]
-                handles.append(self.send(part, m.peer, buffer, f"{what} to part {m.peer}", run))
-                start += m.nbytes
-            return Messages(handles)
+            return self._each_for_itself(part, step, sent, empty, what, run)
         self.sent_bytes += sent.nbytes
         self.sent_messages += len(step.sends)
-        log("exchange", lambda: f"run {run}: all-to-all, sends {sent.nbytes} B, receives {received.nbytes} B: {what}")
+        log("exchange", lambda: f"run {run}: all-to-all, sends {sent.nbytes} B: {what}")
+        self.flush()
+        if self.near is None:
+            return Arrival(step.receives, *self._all_to_all(step.sends, sent, step.receives, empty, what))
+        if sent.device.type != "cpu":  # `outbox` gave memory of the device
+            sent = self.near.blocks.empty(sent.nbytes).copy_(sent)
+        tag, pieces = self.near.next_tag(EXCHANGE), sent.split([m.nbytes for m in step.sends])
+        for message, piece in zip(step.sends, pieces, strict=True):
+            if message.peer in self.near:
+                self.near.send(message.peer, tag, piece, what)
+        frames = Frames(self.near, [m.peer for m in step.receives if m.peer in self.near], tag, what)
+        if self.near.are_all:
+            return Arrival(step.receives, Messages(()), sent[:0], frames)
+        far = [(m, piece) for m, piece in zip(step.sends, pieces, strict=True) if m.peer not in self.near]
+        out = torch.cat([piece for _, piece in far]) if far else sent[:0]
+        back = [m for m in step.receives if m.peer not in self.near]
+        return Arrival(step.receives, *self._all_to_all([m for m, _ in far], out, back, empty, what), frames)
+
+    def _each_for_itself(
+        self, part: int, step: AllToAll, sent: Tensor, empty: Empty, what: str, run: int
+    ) -> Arrival:
+        sizes = [m.nbytes for m in step.receives]
+        received = empty(sum(sizes))
+        handles: list[Handle] = []
+        for m, buffer in zip(step.receives, received.split(sizes), strict=True):
+            handles.append(self.receive(m.peer, part, buffer, f"{what} from part {m.peer}", run))
+        for m, buffer in zip(step.sends, sent.split([m.nbytes for m in step.sends]), strict=True):
+            handles.append(self.send(part, m.peer, buffer, f"{what} to part {m.peer}", run))
+        return Arrival(step.receives, Messages(handles), received)
+
+    def _all_to_all(
+        self, sends: Sequence[Message], sent: Tensor, receives: Sequence[Message], empty: Empty, what: str
+    ) -> tuple[Handle, Tensor]:
+        """An all-to-all of the process group, and where it puts what comes."""
         out, back = [0] * self.num_parts, [0] * self.num_parts
-        for messages, sizes in ((step.sends, out), (step.receives, back)):
+        for messages, sizes in ((sends, out), (receives, back)):
             for m in messages:
                 sizes[m.peer] = m.nbytes
-        self.flush()
+        received = empty(sum(back))
         there, here = self._carried(sent, copied=True), self._carried(received, copied=False)
         work = dist.all_to_all_single(here, there, back, out, self.group, async_op=True)
         posted = AllToAllMessage(work, what, self.group)
-        return posted if here is received else StagedMessage(posted, here, received)
+        return posted if here is received else StagedMessage(posted, here, received), received
 
     def _tag(self, src: int, dst: int, run: int) -> int:
         """gloo matches by tag, and a buffer of the wrong size aborts the process: a rank in another run times out."""
@@ -172,11 +213,8 @@ class Transport:
         """The int64 `numbers` of every process, in rank order."""
         if not self.distributed:
             return [tuple(numbers)]
-        mine = torch.tensor(numbers, dtype=torch.int64, device=carrier(self.group))
-        everyone = mine.new_empty((dist.get_world_size(self.group), mine.numel()))
-        rows = list(everyone.unbind())
-        self._collective("agreement on a call", lambda: dist.all_gather(rows, mine, self.group))
-        return [tuple(row) for row in everyone.tolist()]
+        self.flush()
+        return gather_numbers(numbers, "agreement on a call", self.group)
 
     def all_reduce(self, tensors: Sequence[Tensor], op: str) -> Tensor:
         """Combine the hosted parts' tensors in part order, then those of the processes."""
@@ -190,8 +228,8 @@ class Transport:
             self.all_reduce_bytes += total.nbytes
             wide = total.to(torch.uint8) if total.dtype == torch.bool else total.contiguous()
             wide = self._carried(wide, copied=True)
-            kinds = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
-            self._collective("all-reduce", lambda: dist.all_reduce(wide, kinds[op], self.group))
+            self.flush()
+            all_reduce(wide, op, "all-reduce", self.group)
             total = wide.to(total.device, total.dtype)
         return total
 
@@ -238,7 +276,3 @@ class Transport:
         for handle in handles:
             handle.block()
         return incoming
-
-    def _collective(self, what: str, run: Callable[[], object]) -> None:
-        self.flush()
-        run_collective(what, run, self.group)

@@ -26,27 +26,25 @@ class WholeExchange:
         owned: number of the part's own rows.
         values: what is fetched, [owned rows]; or the folds to give back, tables.
         step: the messages.
-        pool: memory of buffers and tables.
+        sent: memory for what is sent, uint8 [bytes].
+        pool: memory of tables.
     """
 
     def __init__(
-        self, layout: ChunkLayout, column: ColumnMap, owned: int, values: Sequence[Tensor], step: AllToAll, pool: Pool
-    ):
+        self, layout: ChunkLayout, column: ColumnMap, owned: int, values: Sequence[Tensor], step: AllToAll,
+        sent: Tensor, pool: Pool,
+    ):  # fmt: skip
         self.layout, self.column, self.owned, self.values, self.step = layout, column, owned, values, step
-        self.pool, device = pool, values[0].device
-        self.sent = pool.empty([sum(m.nbytes for m in step.sends)], torch.uint8, device)
-        self.received = pool.empty([sum(m.nbytes for m in step.receives)], torch.uint8, device)
+        self.pool, self.sent = pool, sent
         axes = {key: axis for key, axis, _, _ in layout.entries}
-        for message, segments in self._segments(step.sends, self.sent):
+        for message, segments in self._segments(step.sends, sent.split([m.nbytes for m in step.sends])):
             for key, segment in segments.items():
                 rows = self._rows_of(values[key], axes[key], message.peer)
                 segment.copy_(rows.movedim(axes[key], 0))
 
-    def _segments(self, messages: Sequence[Message], buffer: Tensor):
-        start = 0
-        for message in messages:
-            yield message, self.layout.segments(buffer[start : start + message.nbytes], message.rows)
-            start += message.nbytes
+    def _segments(self, messages: Sequence[Message], pieces: Sequence[Tensor]):
+        for message, piece in zip(messages, pieces, strict=True):
+            yield message, self.layout.segments(piece, message.rows)
 
     def _rows_of(self, value: Tensor, axis: int, peer: int) -> Tensor:
         """Of a fetch, the owned rows that a peer reads; of a give-back, the rows of the table that it owns."""
@@ -54,8 +52,8 @@ class WholeExchange:
             return value.index_select(axis, torch.cat(self.column.serves[peer]))
         return value.narrow(axis, self.owned + self.column.halo_start(peer), sum(self.column.needs[peer]))
 
-    def tables(self) -> tuple[Tensor, ...]:
-        """A fetch's values with the halo behind the owned rows."""
+    def tables(self, received: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """A fetch's values with the halo, of the messages received, behind the owned rows."""
         found: list[Tensor] = []
         for key, value in enumerate(self.values):
             axis = self._axis(key)
@@ -64,17 +62,17 @@ class WholeExchange:
             table = self.pool.empty(shape, value.dtype, value.device)
             table.narrow(axis, 0, self.owned).copy_(value)
             found.append(table)
-        for message, segments in self._segments(self.step.receives, self.received):
+        for message, segments in self._segments(self.step.receives, received):
             start = self.owned + self.column.halo_start(message.peer)
             for key, segment in segments.items():
                 axis = self._axis(key)
                 found[key].narrow(axis, start, message.rows).copy_(segment.movedim(0, axis))
         return tuple(found)
 
-    def fold(self, folds: Sequence[str]) -> tuple[Tensor, ...]:
+    def fold(self, received: Sequence[Tensor], folds: Sequence[str]) -> tuple[Tensor, ...]:
         """Folds of the owned rows: this part's share, in the memory of its tables, with what the peers return."""
         found = [v.narrow(self._axis(k), 0, self.owned) for k, v in enumerate(self.values)]
-        for message, segments in self._segments(self.step.receives, self.received):
+        for message, segments in self._segments(self.step.receives, received):
             rows = torch.cat(self.column.serves[message.peer])
             for key, segment in segments.items():
                 axis, into = self._axis(key), found[key]
