@@ -39,8 +39,17 @@ class WholeExchange:
         axes = {key: axis for key, axis, _, _ in layout.entries}
         for message, segments in self._segments(step.sends, sent.split([m.nbytes for m in step.sends])):
             for key, segment in segments.items():
-                rows = self._rows_of(values[key], axes[key], message.peer)
-                segment.copy_(rows.movedim(axes[key], 0))
+                self._pack(values[key], axes[key], message.peer, segment)
+
+    def _pack(self, value: Tensor, axis: int, peer: int, segment: Tensor) -> None:
+        """Write what a peer is sent of a value: rows first."""
+        if self.step.what == "fetch" and axis == 0 and value.dtype == segment.dtype:
+            start = 0
+            for rows in self.column.serves[peer]:
+                torch.index_select(value, 0, rows, out=segment[start : start + len(rows)])
+                start += len(rows)
+            return
+        segment.copy_(self._rows_of(value, axis, peer).movedim(axis, 0))
 
     def _segments(self, messages: Sequence[Message], pieces: Sequence[Tensor]):
         for message, piece in zip(messages, pieces, strict=True):
