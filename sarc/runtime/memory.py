@@ -21,7 +21,8 @@ from torch import Tensor
 
 SMALLEST = 1 << 20
 _ALIGNMENT = 1 << 21  # of huge pages
-_SLACK = 1.5
+# A block may be so many times as large as what is put into it; the second where memory counts more than time.
+_SLACK, _TIGHT_SLACK = 1.5, 1.06
 _CPU = torch.device("cpu")
 
 
@@ -62,6 +63,7 @@ class Pool:
 
     def __init__(self, source: Source | None = None, keeps: bool = True) -> None:
         self._source, self._keeps = source or Anonymous(), keeps
+        self._slack = _SLACK if keeps else _TIGHT_SLACK
         self._free: list[mmap.mmap] = []
         self._used: dict[int, mmap.mmap] = {}
 
@@ -98,7 +100,7 @@ class Pool:
         self._free.append(block)
 
     def _take(self, nbytes: int) -> mmap.mmap:
-        fitting = [b for b in self._free if nbytes <= _room(b) <= _SLACK * nbytes]
+        fitting = [b for b in self._free if nbytes <= _room(b) <= self._slack * nbytes]
         if fitting:
             block = min(fitting, key=len)
             self._free.remove(block)
