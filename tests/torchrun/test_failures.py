@@ -219,15 +219,18 @@ def peer_is_killed_in_an_all_to_all(world: World) -> str:
 
 
 def peer_is_stopped_in_an_all_to_all(world: World) -> str:
+    resume = threading.Thread(target=_resume, args=(world.folder / "stopped",), daemon=True)
     if world.rank == 0:  # it goes on when all is over: nobody waits for a stopped process for ever
-        stopped = world.folder / "stopped"
-        threading.Thread(target=_resume, args=(stopped,), daemon=True).start()
+        resume.start()
 
     def stop() -> None:
         (world.folder / "stopped").write_text(str(os.getpid()))
         os.kill(os.getpid(), signal.SIGSTOP)
 
-    return _interrupt(world, "whole", stop)
+    told = _interrupt(world, "whole", stop)
+    if world.rank == 0:
+        resume.join()
+    return told
 
 
 def _resume(file: Path) -> None:

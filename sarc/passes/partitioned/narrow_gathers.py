@@ -7,6 +7,9 @@ no byte: what is gathered is an input of the program, which is there anyway, sca
 narrow value becomes a product with its inverse, made on the nodes: dividing takes a processor many times as long, and
 there are more edges than nodes.
 
+In edge programs that reach other parts it is done before the program is divided, for both ends of an edge: then the
+narrow values are what travels, wherever the edges run, and what sites and messages are priced by.
+
 Before:
     program backward
     space N = nodes
@@ -36,9 +39,6 @@ After:
     %edge_call: (f32[N, 4, 8]) = edge_call(@edges0, [%g, %s], [%src])   # model.py:9
     %out: f32[N, 4, 8] = getitem(%edge_call, 0)   # model.py:9
     return result 0 = %out
-In edge programs that reach other parts it is done before the program is divided, for both ends of an edge: then the
-narrow values are what travels, wherever the edges run, and what sites and messages are priced by.
-
 Needs whether an edge program has a kernel, and a partitioned program, or a fused one and the columns that reach other
 parts; gives one whose edge programs gather fewer bytes. It does nothing where that saves neither half of what a column
 gathers nor a table, through a column that fetches rows, and where the wider body has no kernel: the same object comes
