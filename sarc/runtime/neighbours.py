@@ -38,6 +38,7 @@ _SLICED = 1 << 18
 # the sender's oldest block.
 _HEAD = struct.Struct("<8q")
 EXCHANGE, COLLECTIVE = 0, 1
+_TOKEN_BYTES = 16
 _COMBINE: dict[str, Any] = {"sum": torch.add, "max": torch.maximum, "min": torch.minimum}
 
 Tag = tuple[int, int]
@@ -286,32 +287,54 @@ def _timeout(group: dist.ProcessGroup | None) -> float:
 def _connect(group: dist.ProcessGroup | None, rank: int) -> dict[int, socket.socket]:
     """A connection to every rank that can be reached by a local socket, by rank.
 
-    Each rank listens under a name that only this group knows; the system's own files hold no trace of it.
+    Each rank listens for a moment, and answers those alone that know the token it has told the group.
+
+    Raises:
+        ExchangeError: a rank has died meanwhile.
     """
-    name, listener = "", None
-    with suppress(OSError, AttributeError):  # no such sockets on this system: a rank without neighbours
+    mine: tuple[str, bytes] | None = None
+    listener = None
+    with suppress(OSError, AttributeError):  # no such sockets or memory on this system: a rank without neighbours
         os.close(os.memfd_create("sarc"))
-        name = f"\0sarc-{secrets.token_hex(16)}"
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        name = f"\0sarc-{secrets.token_hex(16)}"
         listener.bind(name)
         listener.listen(dist.get_world_size(group))
-    names = gather_objects(name if listener is not None else "", group)
+        mine = name, secrets.token_bytes(_TOKEN_BYTES)
+    everyone = gather_objects(mine, group)
     found: dict[int, socket.socket] = {}
-    for other in range(rank) if listener is not None else ():
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for other, shown in enumerate(everyone[:rank]):
+        if mine is not None and shown is not None:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                connection.connect(shown[0])
+                connection.send(shown[1] + struct.pack("<q", rank))
+                found[other] = connection
+            except OSError:  # another machine, where nobody has that name
+                connection.close()
+    reached = gather_objects(set(found), group)
+    if listener is not None and mine is not None:
+        with listener:
+            listener.settimeout(_timeout(group))
+            found |= _accept(listener, mine[1], {r for r, others in enumerate(reached) if rank in others})
+    return found
+
+
+def _accept(listener: socket.socket, token: bytes, expected: set[int]) -> dict[int, socket.socket]:
+    """The connections of the expected ranks, which have all been begun."""
+    found: dict[int, socket.socket] = {}
+    while found.keys() != expected:
         try:
-            connection.connect(names[other] or "\0")
-            connection.send(struct.pack("<q", rank))
-            found[other] = connection
-        except OSError:
+            connection, _ = listener.accept()
+            connection.settimeout(listener.gettimeout())
+            said = connection.recv(_TOKEN_BYTES + 8)
+        except OSError as error:
+            missing = ", ".join(f"peer rank {r}" for r in sorted(expected - found.keys()))
+            raise ExchangeError(f"connections between the ranks of this machine: {missing} has died") from error
+        if said[:_TOKEN_BYTES] == token:
+            found[struct.unpack("<q", said[_TOKEN_BYTES:])[0]] = connection
+        else:
             connection.close()
-    everyone = gather_objects(set(found), group)
-    for _ in range(sum(rank in reached for reached in everyone)):
-        assert listener is not None
-        connection, _ = listener.accept()
-        found[struct.unpack("<q", connection.recv(8))[0]] = connection
-    if listener is not None:
-        listener.close()
     return found
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch_geometric.nn import GATConv, GCNConv, GINConv, SAGEConv
 
 import sarc
 from sarc.partition import Partitions, Shard, ranks_of_process
+from sarc.runtime import neighbours
 from tests.torchrun.launch import World
 
 NODES, EDGES, FEATURES, CLASSES = 30, 120, 5, 3
@@ -114,6 +116,34 @@ class Loss(nn.Module):
     def forward(self, x, edge_index, y, mask):
         out = self.conv(x, edge_index)
         return F.cross_entropy(out[mask], y[mask]), out
+
+
+@contextmanager
+def machines(machine_of: Callable[[int], int]) -> Iterator[Callable[[], neighbours.Neighbours]]:
+    """Ranks that meet meanwhile are neighbours only where they have one machine; gives what they meet as."""
+    connect, met = neighbours._connect, dict(neighbours._MET)
+
+    def on_one_machine(group, rank):
+        found = connect(group, rank)
+        return {r: c for r, c in found.items() if machine_of(r) == machine_of(rank) or c.close()}
+
+    neighbours._connect = on_one_machine
+    neighbours._MET.clear()
+    try:
+        yield neighbours.meet
+    finally:
+        neighbours._connect = connect
+        neighbours._MET.update(met)
+
+
+@contextmanager
+def frames_without_content() -> Iterator[None]:
+    """However small, what is sent to a neighbour lies in shared memory."""
+    inline, neighbours.INLINE = neighbours.INLINE, 0
+    try:
+        yield
+    finally:
+        neighbours.INLINE = inline
 
 
 def compare(

@@ -12,7 +12,20 @@ import torch
 
 import sarc
 from sarc.runtime.transport import Transport
-from tests.torchrun.cases import GAT, GCN, GIN, SAGE, Loss, assert_close, assignment, compare, data, shard
+from tests.torchrun.cases import (
+    GAT,
+    GCN,
+    GIN,
+    SAGE,
+    Loss,
+    assert_close,
+    assignment,
+    compare,
+    data,
+    frames_without_content,
+    machines,
+    shard,
+)
 from tests.torchrun.launch import World, launch
 
 pytestmark = pytest.mark.torchrun
@@ -112,15 +125,33 @@ def messages_posted_together_as_for_nccl(world: World) -> None:
 
 def messages_by_way_of_copies_as_for_gpus_over_gloo(world: World) -> None:
     copied = lambda self, buffer, copied: buffer.clone() if copied else torch.empty_like(buffer)  # noqa: E731
-    with other_transport("_carried", copied):
+    with other_transport("_carried", copied), machines(lambda rank: rank):
         compare(world, GAT, ("attr",), exchange="ring")
         compare(world, GAT, ("attr",), exchange="whole")
         compare(world, GIN, (), "random")
 
 
+def rows_in_shared_memory(world: World) -> None:
+    with frames_without_content():
+        compare(world, GAT, ("attr",), "one row", exchange="whole")
+        compare(world, GIN, (), "empty", exchange="whole")
+        compare(world, SAGE, (), exchange="whole", placement="cover", objective="bytes")
+
+
+def ranks_of_two_machines(world: World) -> None:
+    """Some messages of an exchange lie in memory, the others go through the process group, and so do sums."""
+    with machines(lambda rank: rank // 2) as near:
+        compare(world, GAT, ("attr",), exchange="whole")
+        compare(world, GIN, (), "empty", exchange="whole")
+        compare(world, SAGE, (), "one row", exchange="whole", placement="cover")
+        found = near()
+        assert not found.are_all and [r in found for r in range(3)] == [[0, 1, 0], [1, 0, 0], [0, 0, 0]][world.rank]
+
+
 def test_other_carriers(tmp_path: Path) -> None:
     launch(2, [messages_posted_together_as_for_nccl, messages_by_way_of_copies_as_for_gpus_over_gloo], tmp_path)
-    launch(3, [messages_posted_together_as_for_nccl], tmp_path / "three")
+    checks = [messages_posted_together_as_for_nccl, ranks_of_two_machines, rows_in_shared_memory]
+    launch(3, checks, tmp_path / "three")
 
 
 def test_two_ranks(tmp_path: Path) -> None:

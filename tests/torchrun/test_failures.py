@@ -19,7 +19,7 @@ import sarc
 from sarc.errors import ExchangeError, GraphError, PartitionError, SarcError, UnsupportedModelError
 from sarc.runtime import whole_exchange
 from sarc.runtime.transport import Transport
-from tests.torchrun.cases import FEATURES, GCN, NODES, assert_close, assignment, data, graph, shard, whole
+from tests.torchrun.cases import FEATURES, GCN, NODES, assert_close, assignment, data, graph, machines, shard, whole
 from tests.torchrun.launch import World, launch, launch_raw
 
 pytestmark = pytest.mark.torchrun
@@ -214,6 +214,11 @@ def peer_dies_in_an_all_to_all(world: World) -> str:
     return _interrupt(world, "whole", lambda: os._exit(9))
 
 
+def peer_of_another_machine_dies_in_an_all_to_all(world: World) -> str:
+    with machines(lambda rank: rank):
+        return _interrupt(world, "whole", lambda: os._exit(9))
+
+
 def peer_is_killed_in_an_all_to_all(world: World) -> str:
     return _interrupt(world, "whole", lambda: os.kill(os.getpid(), signal.SIGKILL))
 
@@ -248,6 +253,7 @@ STOPS = [
     peer_dies,
     pytest.param(peer_hangs, marks=pytest.mark.slow),
     peer_dies_in_an_all_to_all,
+    peer_of_another_machine_dies_in_an_all_to_all,
     pytest.param(peer_is_killed_in_an_all_to_all, marks=pytest.mark.slow),
     peer_is_stopped_in_an_all_to_all,
     peer_sends_another_shape,
