@@ -18,10 +18,6 @@ from tests.equivalence.model_lists import CASES
 pytestmark = pytest.mark.skipif(nvcc() is None, reason="no nvcc on this machine")
 ALL = [case for group in CASES.values() for case in group if not case.slow]
 TOGETHER = 12  # models of one test: enough to share headers, few enough to share out over the cores
-# Every second dozen takes part in the default run.
-DOZENS = [
-    pytest.param(first, marks=[pytest.mark.slow] * (first // TOGETHER % 2)) for first in range(0, len(ALL), TOGETHER)
-]
 
 
 def programs_of(case: Case) -> list[EdgeProgram]:
@@ -34,7 +30,7 @@ def programs_of(case: Case) -> list[EdgeProgram]:
     return kernels_of(compiled)
 
 
-@pytest.mark.parametrize("first", DOZENS)
+@pytest.mark.parametrize("first", range(0, len(ALL), TOGETHER))
 def test_listed_models(first: int, tmp_path) -> None:
     sources: list[CudaSource] = []
     for case in ALL[first : first + TOGETHER]:
