@@ -3,12 +3,17 @@
     python benchmarks/compile_time.py
 
 Prints seconds of the passes (capture to edge programs) and of binding to the graph (structure program, column maps,
-schedules), for N = 1k, 10k and 100k nodes in 4 parts of one process. The passes do not see N.
+schedules), for N = 1k, 10k and 100k nodes in 4 parts of one process. The passes do not see N. Then how long a new
+process takes for `sarc dump` of such a model, beside what it starts with: the imports of torch, of what the model's
+file imports, and of sarc; medians of five processes each.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+from statistics import median
 
 import torch
 from rich.console import Console
@@ -17,6 +22,21 @@ from torch_geometric.nn.models import GAT
 
 import sarc
 from sarc.pipeline import Pipeline
+
+PROCESSES = 5
+COLD = {
+    "import torch": ["-c", "import torch"],
+    "import torch, torch_geometric.nn": ["-c", "import torch_geometric.nn"],
+    "the same and sarc": ["-c", "import torch_geometric.nn, sarc"],
+    "sarc dump": ["-m", "sarc", "dump", f"{__file__}:ThreeLayers", "--parts", "4"],
+}
+
+
+class ThreeLayers(GAT):
+    """128 features, two hidden layers of 4 heads of 32, 16 classes."""
+
+    def __init__(self) -> None:
+        super().__init__(128, 128, 3, 16, heads=4)
 
 
 def main() -> None:
@@ -31,6 +51,19 @@ def main() -> None:
         passes, whole = measure(model, parts, data)
         table.add_row(str(nodes), str(data.edge_index.shape[1]), f"{passes:.2f}", f"{whole - passes:.2f}")
     Console().print(table)
+    cold = Table(title=f"a new process, medians of {PROCESSES}")
+    cold.add_column("what it runs")
+    cold.add_column("seconds", justify="right")
+    for what, command in COLD.items():
+        cold.add_row(what, f"{median(seconds_of(command) for _ in range(PROCESSES)):.2f}")
+    Console().print(cold)
+
+
+def seconds_of(command: list[str]) -> float:
+    """Wall time of a new Python process that runs `command`."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - started
 
 
 def measure(model: torch.nn.Module, parts, data) -> tuple[float, float]:

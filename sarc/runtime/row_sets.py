@@ -15,7 +15,7 @@ from torch import Tensor
 from sarc.ir.edge_program import open_rows
 from sarc.ir.placement import Ends, Pair, RowSet, Site, Travel
 from sarc.ir.space import Rows, ValueType
-from sarc.partition.cover import minimum_cover
+from sarc.partition.cover import minimum_cover, ratio
 from sarc.runtime.part_state import PartState
 from sarc.runtime.work import AllGather, Exchange, Work
 
@@ -43,6 +43,7 @@ class Crossings:
 
     peers: dict[Ends, dict[int, Crossing]] = field(default_factory=dict)
     moved: dict[tuple[Ends, tuple[int, int] | None], dict[int, Tensor]] = field(default_factory=dict)
+    covers: dict[tuple[Ends, tuple[int, int]], dict[int, tuple[Travel, Tensor]]] = field(default_factory=dict)
 
 
 def count_travels(
@@ -68,8 +69,10 @@ def count_travels(
                 found[state.rank, q] = Travel(0, crossing.num_near, edges, edges)
             else:
                 assert site.weights is not None
-                found[state.rank, q], moved = _cover(crossing, site.weights)
-                known.moved.setdefault((ends, site.weights), {})[q] = moved
+                covers = known.covers.setdefault((ends, ratio(*site.weights)), {})
+                if q not in covers:
+                    covers[q] = _cover(crossing, site.weights)
+                found[state.rank, q], known.moved.setdefault((ends, site.weights), {})[q] = covers[q]
         mine.append(found)
     everyone: list[list[dict[Pair, Travel]]] = yield AllGather(mine)
     return {
