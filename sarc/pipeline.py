@@ -284,7 +284,8 @@ class Pipeline:
             program = after(MergeRowPhases.name, MergeRowPhases(has, tight).run(program))
             program = after(FuseRows.name, FuseRows(has).run(program))
         program = after(OrderLifetimes.name, OrderLifetimes().run(program))
-        return after(ReuseStorage.name, ReuseStorage(overwritable).run(program)) if has is has_kernel else program
+        over = ReuseStorage(overwritable if has is has_kernel else None)
+        return after(ReuseStorage.name, over.run(program))
 
     def exchange_in_chunks(self) -> bool:
         """From now on rows travel chunk by chunk, where nothing else was asked for; returns whether that is news."""

@@ -165,6 +165,30 @@ def _(mask):
     return mask.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
 
 
+# Products over their operand go by blocks of this many bytes: small enough to stay in a cache until they are copied
+# back, large enough for one call of the library.
+_BLOCK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 25}
+
+
+def product_block(width: int, itemsize: int, device: str) -> int:
+    """Rows that `sarc::mm_` multiplies at once: its result goes to memory of this many rows first."""
+    return max(1, _BLOCK_BYTES.get(device, 1 << 20) // max(1, width * itemsize))
+
+
+def _mm_(x: Tensor, matrix: Tensor) -> Tensor:
+    """`x` [S, F] @ `matrix` [F, F], written over `x`."""
+    rows = product_block(x.shape[1], x.element_size(), x.device.type)
+    room = x.new_empty((min(rows, x.shape[0]), x.shape[1]))
+    for block in x.split(rows):
+        block.copy_(torch.mm(block, matrix, out=room[: block.shape[0]]))
+    return x
+
+
+torch.library.define("sarc::mm_", "(Tensor(a!) self, Tensor mat2) -> Tensor(a!)")
+torch.library.impl("sarc::mm_", ("CPU", "CUDA"), _mm_)
+torch.library.impl("sarc::mm_", "Meta", lambda x, matrix: x)
+
+
 def _gather_setup(ctx, inputs, output):
     x, column, axis = inputs
     ctx.save_for_backward(column)
@@ -213,4 +237,5 @@ WIDEN_ROWS = torch.ops.sarc.widen_rows.default
 UNIFORM = torch.ops.sarc.uniform.default
 ROW_IDS = torch.ops.sarc.row_ids.default
 SEGMENT_IDS = torch.ops.sarc.segment_ids.default
+MM_OVER = torch.ops.sarc.mm_.default
 SELECT_ROWS = torch.ops.sarc.select_rows.default

@@ -295,6 +295,14 @@ def add_product(call: Call) -> Dims:
     return out
 
 
+def product_over(call: Call) -> Dims:
+    """mm_: a product of rows with a replicated square matrix, written over the rows."""
+    table, matrix = call.type("self"), call.type("mat2")
+    if isinstance(table.dims[1], Rows) or matrix.dims != (table.dims[1], table.dims[1]):
+        raise call.refuse(*MIXES_ROWS)
+    return table.dims
+
+
 def feature_index(call: Call) -> Dims:
     """gather / scatter along features: row-wise when index and source hold the same rows."""
     dims = call.operands[0].dims

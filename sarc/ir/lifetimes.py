@@ -10,14 +10,14 @@ import torch
 import torch.fx as fx
 
 from sarc.ir.collective import give_back, tuple_of
-from sarc.ir.dialect import OWN_ROWS
+from sarc.ir.dialect import MM_OVER, OWN_ROWS
 from sarc.ir.space import Rows, ValueType
 
 aten = torch.ops.aten
 
 Storage = tuple[fx.Node, int]
 
-_IN_ITS_OPERAND = (aten.reshape.default, OWN_ROWS, aten.addmm_.default)
+_IN_ITS_OPERAND = (aten.reshape.default, OWN_ROWS, aten.addmm_.default, MM_OVER)
 
 
 class Lifetimes:

@@ -22,7 +22,7 @@ import torch.fx as fx
 from sarc.ir import dialect_rules
 from sarc.ir import layout_rules as rules
 from sarc.ir.call import MIXES_ROWS, PAIRS_ROWS, Call, Dims, named_arguments
-from sarc.ir.dialect import GATHER, OWN_ROWS, REDUCE, ROW_IDS, SEGMENT_IDS, SELECT_ROWS, UNIFORM, WIDEN_ROWS
+from sarc.ir.dialect import GATHER, MM_OVER, OWN_ROWS, REDUCE, ROW_IDS, SEGMENT_IDS, SELECT_ROWS, UNIFORM, WIDEN_ROWS
 from sarc.ir.meta_results import meta_results
 from sarc.ir.program import map_sizes
 from sarc.ir.space import DTYPE_NAMES, Dim, Rows, Size, Spaces, ValueType
@@ -67,7 +67,7 @@ _WORK: dict[object, str] = {
     **dict.fromkeys((rules.cat, rules.stack, rules.repeat, rules.flip), "move"),
     **dict.fromkeys((dialect_rules.gather, dialect_rules.owned, dialect_rules.select_rows), "move"),
     **dict.fromkeys((rules.over_dims, rules.along_features, dialect_rules.reduce), "fold"),
-    **dict.fromkeys((rules.matmul, rules.add_product), "product"),
+    **dict.fromkeys((rules.matmul, rules.add_product, rules.product_over), "product"),
 }
 # What makes rows of other spaces than its operands have, and contracts none.
 _KEEP_ROWS = {
@@ -75,7 +75,8 @@ _KEEP_ROWS = {
 }  # fmt: skip
 # Row ids and selections belong to the structure of the graph: they are bound before a step runs.
 _BOUND_ONCE = ("raised", "structure")
-# What alters an operand is no value of a program that passes still rewrite: the pass add-products makes it.
+# What alters an operand is no value of a program that passes still rewrite: add-products and
+# reuse-storage make it.
 _LAST = ("forward", "backward")
 
 
@@ -111,6 +112,7 @@ TABLE: dict[object, OpDef] = {
     aten.mm.default: OpDef(rules.matmul, "sum"),
     aten.bmm.default: OpDef(rules.matmul, "sum"),
     aten.addmm_.default: OpDef(rules.add_product, stages=_LAST),
+    MM_OVER: OpDef(rules.product_over, stages=_LAST),
     aten.sum.default: OpDef(rules.over_dims, "sum"),
     aten.sum.dim_IntList: OpDef(rules.over_dims, "sum"),
     aten.amax.default: OpDef(rules.over_dims, "max"),

@@ -10,7 +10,9 @@ import torch.fx as fx
 
 from sarc.errors import SarcError, VerifyError
 from sarc.ir.collective import all_reduce, fetch, give_back, tuple_of, with_space
+from sarc.ir.dialect import MM_OVER
 from sarc.ir.edge_program import Result, edge_call, fold_to_rows, infer_own, take_rows
+from sarc.ir.lifetimes import Lifetimes
 from sarc.ir.ops import definition, infer
 from sarc.ir.print import format_node
 from sarc.ir.program import Program
@@ -62,7 +64,7 @@ def _check_call(program: Program, node: fx.Node) -> None:
         expected = node.args[0].meta["type"][node.args[1]]
     else:
         mutable = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-        if mutable and not _adds_to_own(program, node):
+        if mutable and not _adds_to_own(program, node) and not _is_last_reader(program, node):
             raise _fault(program, node, "alters its operand in place")
         rule = definition(node.target)
         if rule is not None and rule.stages and program.stage not in rule.stages:
@@ -90,7 +92,20 @@ def _adds_to_own(program: Program, node: fx.Node) -> bool:
         return False
     table = node.args[0]
     alone = list(table.users) == [node] and table not in program.returned
-    return alone and table.target in (aten.mm.default, aten.addmm_.default)
+    return alone and table.target in (aten.mm.default, aten.addmm_.default, MM_OVER)
+
+
+def _is_last_reader(program: Program, node: fx.Node) -> bool:
+    """Whether a product is written over rows that this program has made and that nothing reads behind it."""
+    if node.target is not MM_OVER:
+        return False
+    nodes = [n for n in program.graph.nodes if n.op != "output"]
+    holds = Lifetimes(nodes, set(), program.returned, {s.name: 1 for s in program.spaces}).holds
+    place = {n: k for k, n in enumerate(nodes)}
+    same = [n for n in nodes[: place[node]] if set(holds[n]) & set(holds[node])]
+    if any(n.op == "placeholder" or n in program.returned for n in same):
+        return False
+    return all(place[u] <= place[node] for n in same for u in n.users)
 
 
 def _check_edge_program(program: Program, node: fx.Node) -> None:

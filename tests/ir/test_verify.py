@@ -26,6 +26,7 @@ EDGES = """edges @edges0 over E
   %r: f32[E, 4] = aten.relu(%m)
   reduce sum by #1 axis 0 %r: f32[N, 4]
 """
+SQUARE = "%t: f32[8, 4] = aten.t(%w)\n%sq: f32[4, 4] = aten.mm(%w, %t)\n"
 CALL = "%call: (f32[N, 4]) = edge_call(@edges0, [%x], [%src, %dst])\n"
 
 
@@ -42,6 +43,12 @@ BROKEN = {
     "a sum in place on an input": ("%y: f32[N, 4] = aten.addmm_(%x, %x, %w)\n", "%y alters its operand in place"),
     "a sum in place on what is read": (
         "%p: f32[N, 8] = aten.mm(%x, %w)\n%y: f32[N, 8] = aten.addmm_(%p, %x, %w)\n%z: f32[N, 8] = aten.exp(%p)\n",
+        "%y alters its operand in place",
+    ),
+    "a product over an input": (SQUARE + "%y: f32[N, 4] = sarc.mm_(%x, %sq)\n", "%y alters its operand in place"),
+    "a product over what is read later": (
+        SQUARE + "%p: f32[N, 4] = aten.exp(%x)\n%v: f32[4, N] = aten.t(%p)\n%y: f32[N, 4] = sarc.mm_(%p, %sq)\n"
+        "%z: f32[4, N] = aten.exp(%v)\n",
         "%y alters its operand in place",
     ),
     "two spaces meet": (

@@ -1,8 +1,8 @@
-"""reuse-storage: a fold or a chain of row operations is written over a table of its own rows that nothing reads again.
+"""reuse-storage: what is made of a table's rows is written over the table, where nothing reads it again.
 
 The derivative of attention reads each source's features and folds to the same rows; a kernel that visits edges by
-source has read a row's features when it writes the row's fold. An activation is made of its row, entry by entry. Where
-that read is the last one, one table does.
+source has read a row's features when it writes the row's fold. An activation is made of its row, entry by entry. A product
+of rows and a square matrix needs a block of rows besides. Where that read is the last one, one table does.
 
 Before:
     program backward
@@ -10,13 +10,14 @@ Before:
     space E = edges on edges
     edges @edges0 over E
       %a: f32[E, 4] = gather $0 by #0 axis 0
-      %m: f32[E, 4] = aten.exp(%a)
-      reduce sum by #0 axis 0 %m: f32[N, 4]
+      reduce sum by #0 axis 0 %a: f32[N, 4]
     %x: f32[N, 4] = input arg x
     %src: i64[E] = input bound src
+    %w: f32[4, 4] = input param w
     %z: f32[N, 4] = aten.exp(%x)
     %edge_call: (f32[N, 4]) = edge_call(@edges0, [%z], [%src])
-    %out: f32[N, 4] = getitem(%edge_call, 0)
+    %h: f32[N, 4] = getitem(%edge_call, 0)
+    %out: f32[N, 4] = aten.mm(%h, %w)
     return result 0 = %out
 After:
     program backward
@@ -24,14 +25,15 @@ After:
     space E = edges on edges
     edges @edges0 over E
       %a: f32[E, 4] = gather $0 by #0 axis 0
-      %m: f32[E, 4] = aten.exp(%a)
-      reduce sum by #0 axis 0 over $0 %m: f32[N, 4]
+      reduce sum by #0 axis 0 over $0 %a: f32[N, 4]
     %x: f32[N, 4] = input arg x
     %src: i64[E] = input bound src
+    %w: f32[4, 4] = input param w
     %z: f32[N, 4] = aten.exp(%x)
     %edge_call: (f32[N, 4]) = edge_call(@edges0, [%z], [%src])
-    %out: f32[N, 4] = getitem(%edge_call, 0)
-    return result 0 = %out
+    %h: f32[N, 4] = getitem(%edge_call, 0)
+    %mm__default: f32[N, 4] = sarc.mm_(%h, %w)
+    return result 0 = %mm__default
 Needs a partitioned program in its final order, and what a kernel may write over; gives one whose schedule needs less.
 It does nothing to inputs and results of the program, which others hold, to what a later call reads, and to edge
 programs that fetch rows: the same object comes back when no table is free.
@@ -39,28 +41,37 @@ programs that fetch rows: the same object comes back when no table is free.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 import torch.fx as fx
 
+from sarc.ir.cluster import plain_space
 from sarc.ir.collective import all_reduce, fetch, give_back
+from sarc.ir.dialect import MM_OVER
 from sarc.ir.edge_program import EdgeProgram, edge_call
-from sarc.ir.lifetimes import Lifetimes
+from sarc.ir.lifetimes import Lifetimes, Storage
 from sarc.ir.program import Program
+from sarc.ir.space import Rows
+from sarc.passes.base import Builder
+
+aten = torch.ops.aten
 
 
 class ReuseStorage:
     """Lets folds and stored rows of a program take the place of tables that go.
 
     Args:
-        overwritable: pairs (result, place among a call's values) that an edge program's kernel may write over.
+        overwritable: pairs (result, place among a call's values) that an edge program's kernel may write over; None
+            where there are no such kernels.
     """
 
     name = "reuse-storage"
 
-    def __init__(self, overwritable: Callable[[EdgeProgram], list[tuple[int, int]]]):
-        self.overwritable = overwritable
+    def __init__(self, overwritable: Callable[[EdgeProgram], list[tuple[int, int]]] | None):
+        self.overwritable = overwritable or (lambda edges: [])
 
     def run(self, program: Program) -> Program:
         own = program.copy()
@@ -76,11 +87,23 @@ class ReuseStorage:
             if results != list(edges.results):
                 call.args = (replace(edges, results=tuple(results)), values, columns)
                 changed = True
+        for node in [n for n in own.graph.nodes if n.target is aten.mm.default]:
+            if node in free.get(node.args[0], ()):
+                with own.graph.inserting_before(node):
+                    builder = Builder(own.graph, own.spaces)
+                    builder.loc = node.meta.get("loc", "")
+                    over = builder.call(MM_OVER, *node.args)
+                if node in free:
+                    free[over] = free[node]
+                node.replace_all_uses_with(over)
+                own.graph.erase_node(node)
+                changed = True
         return own if changed else program
 
 
 def find_free(program: Program) -> dict[fx.Node, set[fx.Node]]:
-    """For each value that a call of this program makes, the edge call behind which nothing reads its storage.
+    """For each value that a call of this program makes, the call behind which nothing reads its storage: an edge call,
+    or a product that fits into it.
 
     What is on its way to other parts may be read after its last reader here: such values are in no entry.
     """
@@ -108,4 +131,18 @@ def find_free(program: Program) -> dict[fx.Node, set[fx.Node]]:
         # Rows that a call reads under two names (fetched ones, and the owned ones among them) may be asked for again.
         if last.target is edge_call and sum(v in aliases for v in last.args[1]) == 1:
             found[node] = {last}
+        if last.target is aten.mm.default and last.args[0] in aliases and _fits(last, storage):
+            found[node] = {last}
     return found
+
+
+def _fits(product: fx.Node, storage: Storage) -> bool:
+    """Whether a product of rows and a replicated matrix has the type of the rows, which fill their storage."""
+    rows, matrix = (n.meta["type"] for n in product.args)
+    if not plain_space(rows) or matrix.spaces or product.meta["type"] != rows:
+        return False
+    owner, k = storage
+    types = owner.meta["type"]
+    whole = types[k] if isinstance(types, tuple) else types
+    fills = math.prod(d for d in whole.dims if not isinstance(d, Rows)) == rows.dims[1]
+    return plain_space(whole) == plain_space(rows) and whole.dtype == rows.dtype and fills
