@@ -19,6 +19,7 @@ PRELUDE = r"""
 #include <type_traits>
 
 #define SARC_SIMD _Pragma("omp simd")
+#define SARC_UNROLL _Pragma("GCC unroll 64")
 
 template <class T> static inline T sarc_inf() { return std::numeric_limits<T>::infinity(); }
 template <class T> static inline T sarc_nan() { return std::numeric_limits<T>::quiet_NaN(); }
@@ -50,6 +51,22 @@ template <class T, class S> static inline S sarc_min_of(const T* x, int n, S sta
   return start;
 }
 
+// A vector register of the processor: wider vectors would be passed through memory.
+#if defined(__AVX512F__)
+#define SARC_BYTES 64
+#elif defined(__AVX__)
+#define SARC_BYTES 32
+#else
+#define SARC_BYTES 16
+#endif
+
+// Numbers of a vector that divide `features`, a multiple of 4.
+template <class T> constexpr int sarc_lanes(int features) {
+  int n = SARC_BYTES / int(sizeof(T));
+  while (features % n) n /= 2;
+  return n;
+}
+
 // N numbers in a vector register, from memory and to it.
 template <class T, int N> struct sarc_vector_of { typedef T type __attribute__((vector_size(N * sizeof(T)))); };
 template <class T, int N> using sarc_vector = typename sarc_vector_of<T, N>::type;
@@ -69,9 +86,14 @@ template <int N, class T> static inline sarc_vector<T, N> sarc_all(T x) { return
     int i = 0;                                                                                 \
     if (std::is_same<T, S>::value) {                                                           \
       const S* same = reinterpret_cast<const S*>(x);                                           \
-      sarc_vector<S, 16> lanes = sarc_get<16>(lane);                                           \
-      for (; i + 16 <= n; i += 16) lanes = STEP(lanes, sarc_get<16>(same + i));                \
-      sarc_put(lane, lanes);                                                                   \
+      constexpr int N = sarc_lanes<S>(16);                                                     \
+      sarc_vector<S, N> lanes[16 / N];                                                         \
+      SARC_UNROLL for (int l = 0; l < 16 / N; ++l) lanes[l] = sarc_get<N>(lane + l * N);       \
+      for (; i + 16 <= n; i += 16) {                                                           \
+        SARC_UNROLL for (int l = 0; l < 16 / N; ++l)                                           \
+          lanes[l] = STEP(lanes[l], sarc_get<N>(same + i + l * N));                            \
+      }                                                                                        \
+      SARC_UNROLL for (int l = 0; l < 16 / N; ++l) sarc_put(lane + l * N, lanes[l]);           \
     }                                                                                          \
     for (; i < n; i += W) {                                                                    \
       for (int l = 0; l < W; ++l) lane[l] = STEP(lane[l], S(x[i + l]));                        \

@@ -9,6 +9,7 @@ from sarc.codegen.loops import Declaration, Loop
 from sarc.codegen.vectors import LANES, MARK
 
 MOST = 16  # vectors of 64 bytes: half of what AVX-512 has
+_UNROLL = "#pragma GCC unroll 64"  # loops over registers: a count of numbers is one of vectors once it is known
 
 
 @dataclass(frozen=True)
@@ -42,22 +43,20 @@ def in_registers(code: list[str | Loop], accumulators: list[tuple[str, int]], ki
         return None
     ((axis, features),) = joined.inner
     outer = math.prod(d for _, d in joined.outer)
-    lanes = next((n for n in ((16, 8, 4) if kind == "float" else (8, 4)) if features % n == 0), 0)
-    if not lanes or max(outer * features, sum(size for _, size in accumulators)) > lanes * MOST:
+    widest = next((n for n in ((16, 8, 4) if kind == "float" else (8, 4)) if features % n == 0), 0)
+    if not widest or max(outer * features, sum(size for _, size in accumulators)) > widest * MOST:
         return None
-    unroll = f"#pragma GCC unroll {MOST}"
     edge: list[str] = [*declared]
     for outer_axis, d in joined.outer:
-        edge += [unroll, f"for (int i{outer_axis} = 0; i{outer_axis} < {d}; ++i{outer_axis}) {{"]
-    edge += ["{", *joined.vector.before, unroll]
-    edge += [f"for (int i{axis} = 0; i{axis} < {features}; i{axis} += {lanes}) {{", *joined.vector.body, "}"]
+        edge += [_UNROLL, f"for (int i{outer_axis} = 0; i{outer_axis} < {d}; ++i{outer_axis}) {{"]
+    edge += ["{", *joined.vector.before, _UNROLL]
+    edge += [f"for (int i{axis} = 0; i{axis} < {features}; i{axis} += lanes) {{", *joined.vector.body, "}"]
     edge += [*joined.vector.after, "}", *["}"] * len(joined.outer)]
-    before, after = ["{"], []
+    before, after = ["{", f"constexpr int lanes = sarc_lanes<{kind}>({features});"], []
     for name, size in accumulators:
-        count = size // lanes
-        each = f"for (int i = 0; i < {count}; ++i)"
-        before += [f"sarc_vector<{kind}, {lanes}> {name}_in[{count}];", unroll]
-        before += [f"{each} {name}_in[i] = sarc_get<{lanes}>({name} + i * {lanes});"]
-        after += [unroll, f"{each} sarc_put({name} + i * {lanes}, {name}_in[i]);"]
-    spelled = tuple(line.replace(MARK, "").replace(LANES, str(lanes)) for line in edge)
+        each = f"for (int i = 0; i < {size} / lanes; ++i)"
+        before += [f"sarc_vector<{kind}, lanes> {name}_in[{size} / lanes];", _UNROLL]
+        before += [f"{each} {name}_in[i] = sarc_get<lanes>({name} + i * lanes);"]
+        after += [_UNROLL, f"{each} sarc_put({name} + i * lanes, {name}_in[i]);"]
+    spelled = tuple(line.replace(MARK, "").replace(LANES, "lanes") for line in edge)
     return Registers(tuple(before), spelled, (*after, "}"))
