@@ -16,8 +16,8 @@
 constexpr int H = HEADS, D = HEAD_WIDTH, ROW = H * D, BLOCK = 64, AHEAD = 8;
 constexpr int L = lanes(D), VECS = D / L;
 typedef float Vec __attribute__((vector_size(4 * L), aligned(4), may_alias));
-typedef float Vec16 __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t Int16 __attribute__((vector_size(64)));
+typedef float Full __attribute__((vector_size(4 * REGISTER), aligned(4), may_alias));
+typedef int32_t Whole __attribute__((vector_size(4 * REGISTER)));
 
 // What the backward pass reads of one destination, in whole cache lines.
 struct alignas(64) Target {
@@ -25,28 +25,28 @@ struct alignas(64) Target {
 };
 
 // exp(x) in float32, relative error about 1e-7, for finite x; below -87 it is about 1e-38 instead of less.
-static inline Vec16 exp16(Vec16 x) {
-  const Vec16 zero = {};
+static inline Full exp_of(Full x) {
+  const Full zero = {};
   x = x < zero - 87.0f ? zero - 87.0f : x;
   x = x > zero + 88.0f ? zero + 88.0f : x;
   const float round = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-  const Vec16 shifted = x * 1.44269504f + round;
-  const Vec16 n = shifted - round;
-  const Vec16 r = x - n * 0.693359375f + n * 2.12194440e-4f;  // x - n log 2, log 2 in two parts
-  Vec16 p = r * 1.38888889e-3f + 8.33333333e-3f;              // Taylor up to r^6, |r| <= 0.35
+  const Full shifted = x * 1.44269504f + round;
+  const Full n = shifted - round;
+  const Full r = x - n * 0.693359375f + n * 2.12194440e-4f;  // x - n log 2, log 2 in two parts
+  Full p = r * 1.38888889e-3f + 8.33333333e-3f;              // Taylor up to r^6, |r| <= 0.35
   p = p * r + 4.16666667e-2f;
   p = p * r + 1.66666667e-1f;
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  const Int16 bits = ((Int16)shifted - 0x4B400000 + 127) << 23;  // 2^n
-  return p * (Vec16)bits;
+  const Whole bits = ((Whole)shifted - 0x4B400000 + 127) << 23;  // 2^n
+  return p * (Full)bits;
 }
 
 static inline void exp_all(float* values, int count) {
-  for (int k = 0; k < count; k += 16) {
-    Vec16* x = reinterpret_cast<Vec16*>(values + k);
-    *x = exp16(*x);
+  for (int k = 0; k < count; k += REGISTER) {
+    Full* x = reinterpret_cast<Full*>(values + k);
+    *x = exp_of(*x);
   }
 }
 

@@ -4,9 +4,18 @@
 #include <cstdint>
 #include <utility>
 
-// Floats of one vector: the widest power of two, up to one cache line, that divides the width of a row.
+// Floats of a vector register.
+#if defined(__AVX512F__)
+constexpr int REGISTER = 16;
+#elif defined(__AVX__)
+constexpr int REGISTER = 8;
+#else
+constexpr int REGISTER = 4;
+#endif
+
+// Floats of one vector: the widest power of two, up to a register, that divides the width of a row.
 constexpr int lanes(int width) {
-  int n = 16;
+  int n = REGISTER;
   while (width % n) n /= 2;
   return n;
 }
