@@ -2,7 +2,7 @@
 
 from sarc import data, errors
 from sarc.compiler import compile
-from sarc.partition import Part, Partitions, Shard, load_shard, partition
+from sarc.partition import Part, Partitions, Shard, load_shard, locality_order, partition
 from sarc.runtime.distributed import all_reduce_gradients, init_distributed
 from sarc.runtime.loss import accuracy, binary_cross_entropy, cross_entropy, mean, mse_loss
 from sarc.runtime.module import CompiledModule
@@ -23,6 +23,7 @@ __all__ = [
     "errors",
     "init_distributed",
     "load_shard",
+    "locality_order",
     "mean",
     "mse_loss",
     "partition",

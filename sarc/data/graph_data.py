@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -72,11 +72,42 @@ class GraphData:
     def num_features(self) -> int:
         return 0 if self.x is None else self.x.shape[1]
 
+    def reordered(self, order: Tensor) -> GraphData:
+        """The same graph with its nodes renumbered: node `order[k]` becomes node k (see `sarc.locality_order`).
+
+        Edges keep their order. Results for the nodes of the original are those rows `order.argsort()` of the new ones.
+
+        Args:
+            order: int64 [N], every node once.
+
+        Raises:
+            GraphError: order is no permutation of the nodes.
+        """
+        place = torch.full((self.num_nodes,), -1)
+        fits = order.dtype == torch.int64 and tuple(order.shape) == (self.num_nodes,)
+        if fits and self.num_nodes and 0 <= int(order.min()) and int(order.max()) < self.num_nodes:
+            place[order] = torch.arange(self.num_nodes)
+        if not fits or bool((place < 0).any()):
+            raise GraphError(
+                f"{self.name}: order: expected every one of {self.num_nodes} nodes once, int64 [{self.num_nodes}], got "
+                f"{order.dtype} {tuple(order.shape)}; take it from sarc.locality_order(edge_index, num_nodes)"
+            )
+        present = {name: getattr(self, name) for name in ("x", "y", *MASKS)}
+        rows: dict[str, Any] = {name: _take(t, order) for name, t in present.items() if t is not None}
+        return replace(self, edge_index=place[self.edge_index], **rows)
+
     def __repr__(self) -> str:
         return (
             f"GraphData({self.name}: {self.num_nodes} nodes, {self.num_edges} edges, {self.num_features} features, "
             f"{self.num_classes} classes)"
         )
+
+
+def _take(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Rows of a dense or a sparse CSR tensor."""
+    if tensor.layout is torch.sparse_csr:
+        return tensor.to_sparse_coo().index_select(0, rows).to_sparse_csr()
+    return tensor[rows]
 
 
 def classes_of(y: Tensor | None) -> int:

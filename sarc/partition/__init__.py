@@ -4,6 +4,7 @@ from sarc.partition.cut import cut
 from sarc.partition.files import load_shard
 from sarc.partition.layout import Part, Partitions
 from sarc.partition.methods import partition
+from sarc.partition.order import locality_order
 from sarc.partition.quality import Quality, quality
 from sarc.partition.shard import Shard, ShardGraph, ranks_of_process
 
@@ -15,6 +16,7 @@ __all__ = [
     "ShardGraph",
     "cut",
     "load_shard",
+    "locality_order",
     "partition",
     "quality",
     "ranks_of_process",

@@ -72,7 +72,7 @@ def _assign(edge_index: Tensor, num_nodes: int, num_parts: int, method: str, see
     if num_parts == 1 or num_parts >= num_nodes:
         # METIS has nothing to choose, and is not made for fewer nodes than parts.
         return _ranges(torch.arange(num_nodes), num_parts), method
-    adjacency = _symmetric(edge_index, num_nodes)
+    adjacency = symmetric_adjacency(edge_index, num_nodes)
     try:
         import pymetis
     except ImportError:
@@ -102,7 +102,7 @@ def _ranges(order: Tensor, num_parts: int) -> Tensor:
     return owner
 
 
-def _symmetric(edge_index: Tensor, num_nodes: int) -> scipy.sparse.csr_matrix:
+def symmetric_adjacency(edge_index: Tensor, num_nodes: int) -> scipy.sparse.csr_matrix:
     """Both directions of every edge once, without self loops: CSR [N, N]; its values mean nothing."""
     source, destination = edge_index[:, edge_index[0] != edge_index[1]].numpy()
     rows, columns = np.concatenate([source, destination]), np.concatenate([destination, source])

@@ -1,8 +1,8 @@
 """reuse-storage: what is made of a table's rows is written over the table, where nothing reads it again.
 
 The derivative of attention reads each source's features and folds to the same rows; a kernel that visits edges by
-source has read a row's features when it writes the row's fold. An activation is made of its row, entry by entry. A product
-of rows and a square matrix needs a block of rows besides. Where that read is the last one, one table does.
+source has read a row's features when it writes the row's fold. An activation is made of its row, entry by entry. A
+product of rows and a square matrix needs a block of rows besides. Where that read is the last one, one table does.
 
 Before:
     program backward
