@@ -19,7 +19,6 @@ from sarc.codegen.pack import lay_out
 from sarc.codegen.staged import Empty, StageCall, StagedKernel, rng_operand, rows_first, written
 from sarc.codegen.traversal import Traversal
 from sarc.codegen.views import NoKernel
-from sarc.ir.dialect import fold_rows
 from sarc.ir.edge_program import EdgeProgram
 from sarc.ir.space import Rows
 
@@ -93,8 +92,9 @@ def _dense(table: Tensor, empty: Empty) -> Tensor:
 
 def _merge(into: Tensor, pieces: Tensor, order: Traversal, fold: str) -> None:
     """Fold the pieces of long rows, one after another: the order does not depend on threads."""
+    combine: Callable[..., Tensor] = {"sum": torch.add, "amax": torch.maximum, "amin": torch.minimum}[fold]
     for row, piece in zip(order.pieces.tolist(), pieces, strict=True):
-        fold_rows(into, 0, torch.tensor([row]), piece[None], fold)
+        combine(into[row], piece, out=into[row])
 
 
 def described(program: EdgeProgram) -> str:
