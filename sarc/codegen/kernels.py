@@ -92,9 +92,14 @@ def _dense(table: Tensor, empty: Empty) -> Tensor:
 
 def _merge(into: Tensor, pieces: Tensor, order: Traversal, fold: str) -> None:
     """Fold the pieces of long rows, one after another: the order does not depend on threads."""
-    combine: Callable[..., Tensor] = {"sum": torch.add, "amax": torch.maximum, "amin": torch.minimum}[fold]
+    combine = _INTO[fold]
     for row, piece in zip(order.pieces.tolist(), pieces, strict=True):
         combine(into[row], piece, out=into[row])
+
+
+_INTO: dict[str, Callable[..., Tensor]] = {
+    "sum": torch.ops.aten.add.out, "amax": torch.ops.aten.maximum.out, "amin": torch.ops.aten.minimum.out,
+}  # fmt: skip
 
 
 def described(program: EdgeProgram) -> str:
