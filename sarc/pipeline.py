@@ -280,8 +280,9 @@ class Pipeline:
         program = after(AddProducts.name, AddProducts().run(program))
         if has is not None:
             tight = self.objective == "memory"
+            hubs = frozenset(name for (name, _), column in columns.items() if column.has_hub)
             program = after(NarrowGathers.name, NarrowGathers(has, tight).run(program))
-            program = after(MergeRowPhases.name, MergeRowPhases(has, tight).run(program))
+            program = after(MergeRowPhases.name, MergeRowPhases(has, tight, hubs).run(program))
             program = after(FuseRows.name, FuseRows(has).run(program))
         program = after(OrderLifetimes.name, OrderLifetimes().run(program))
         over = ReuseStorage(overwritable if has is has_kernel else None)

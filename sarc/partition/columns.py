@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+# Of a hub: more edges than a thread visits in some milliseconds, and more than an eighth of all.
+_HUB_ENTRIES, _HUB_SHARE = 1 << 16, 8
+
 
 @dataclass(frozen=True)
 class Block:
@@ -37,6 +40,7 @@ class ColumnMap:
         round_chunks: round_chunks[r] = most chunks that any part receives from the part r before it; the same on all
             parts, so that they step through the rounds of a schedule alike.
         reads: reads[p][q] = rows of part q that part p reads; the same on all parts, so that they decide alike.
+        has_hub: whether all parts name owned rows only, and one has a row (`is_hub`) that threads should share.
     """
 
     remote: bool
@@ -46,6 +50,7 @@ class ColumnMap:
     serves: tuple[tuple[Tensor, ...], ...] = ()
     round_chunks: tuple[int, ...] = ()
     reads: tuple[tuple[int, ...], ...] = ()
+    has_hub: bool = False
 
     @property
     def own_index(self) -> Tensor:
@@ -67,6 +72,11 @@ class ColumnMap:
     def halo_start(self, peer: int, chunk: int = 0) -> int:
         """Place of a chunk among the halo rows: those of one peer after the other, in their order."""
         return sum(map(sum, self.needs[:peer])) + sum(self.needs[peer][:chunk])
+
+
+def is_hub(entries: int, of: int) -> bool:
+    """Whether a row with this many of a column's entries keeps the thread that visits it longer than the others."""
+    return entries > _HUB_ENTRIES and entries * _HUB_SHARE > of
 
 
 def chunk_rows(own_rows: int, peer_rows: int) -> int:

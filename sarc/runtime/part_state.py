@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sarc.errors import GraphError, PartitionError, SarcError
 from sarc.ir.space import Space, Spaces
-from sarc.partition.columns import Block, ColumnMap, chunk_rows
+from sarc.partition.columns import Block, ColumnMap, chunk_rows, is_hub
 from sarc.partition.layout import Part
 from sarc.runtime.known_columns import KnownColumns, common_number
 from sarc.runtime.work import AllGather, AllReduce, Exchange, Work
@@ -152,9 +152,12 @@ class PartState:
         """The ColumnMap of a column, whose ids have these owners."""
         if isinstance(target, int):
             return ColumnMap(False, ids)
-        flag = yield AllReduce(torch.tensor(int(bool((owner != self.rank).any()))), "max")
-        if not int(flag):
-            return ColumnMap(False, self.own_position(ids, target))
+        remote = bool((owner != self.rank).any())
+        index = ids[:0] if remote else self.own_position(ids, target)
+        longest = int(index.bincount().max()) if index.numel() else 0
+        flag = int((yield AllReduce(torch.tensor(2 if remote else int(is_hub(longest, ids.numel()))), "max")))
+        if flag < 2:
+            return ColumnMap(False, index, has_hub=flag == 1)
         counts = yield AllGather(self.local[target])
         needed = {q: ids[owner == q].unique() for q in range(self.part.num_parts) if q != self.rank}
         requests = yield Exchange({q: wanted for q, wanted in needed.items() if wanted.numel()})

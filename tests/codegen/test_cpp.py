@@ -134,6 +134,36 @@ def test_a_hub_of_many_edges_and_any_number_of_threads() -> None:
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+def test_threads_share_the_hub_of_a_softmax(parts: int) -> None:
+    """One row with 70,000 edges: its phases stay apart and go in pieces; the same bits for one thread and two."""
+    graph = random_graph(200, 1_000)
+    hub = torch.stack([torch.randint(0, 200, (70_000,)), torch.zeros(70_000, dtype=torch.int64)])
+    with_hub = torch.cat([graph, hub], dim=1)
+    assert edge_calls(graph, "time", parts) < edge_calls(with_hub, "time", parts)
+    assert edge_calls(graph, "memory", parts) == edge_calls(with_hub, "memory", parts)
+    model = Attention(8, 2, 4).double()
+    expected, _ = run(model, with_hub, 200, 8, parts, "reference")
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(run(model, with_hub, 200, 8, parts, "cpp")[0])
+    finally:
+        torch.set_num_threads(threads)
+    assert_equal(found[0], expected, 1e-10)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def edge_calls(edge_index: Tensor, objective: str, parts: int) -> int:
+    """Edge programs of a part's forward program."""
+    cut = sarc.partition(edge_index, num_nodes=200, num_parts=parts, method="random")
+    compiled = sarc.compile(Attention(8, 2, 4), cut, objective=objective)
+    compiled(torch.randn(200, 8), edge_index, torch.randn(edge_index.shape[1]))
+    return compiled.program("partitioned forward").count("= edge_call(")
+
+
 def test_float32_and_not_a_number() -> None:
     """float32 sums of a few dozen terms agree to 1e-5; NaN and infinities pass through as in torch."""
     graph = random_graph(30, 200)

@@ -41,7 +41,7 @@ def test_after_every_pass_the_text_reads_back(name: str) -> None:
 
 def test_without_after_it_prints_what_parts_run() -> None:
     ring = (*SMALL, "--exchange", "ring", "--objective", "memory")
-    assert output("dump", ":Sum", *ring) == output("dump", ":Sum", *ring, "--after", "order-lifetimes")
+    assert output("dump", ":Sum", *ring) == output("dump", ":Sum", *ring, "--after", "reuse-storage")
     assert "remote #" in output("dump", ":Sum", *ring)
     assert "= fetch([" in output("dump", ":Sum", *SMALL)
 
@@ -79,7 +79,7 @@ def test_python_and_dot_and_json() -> None:
     dot = output("dump", ":Sum", *SMALL, "--format", "dot", "--stage", "forward")
     assert dot.startswith('digraph "forward" {') and dot.count("{") == dot.count("}")
     (found,) = json.loads(output("dump", ":Sum", *SMALL, "--json", "--stage", "forward", "--objective", "memory"))
-    assert found["after"] == "order-lifetimes" and found["stage"] == "forward"
+    assert found["after"] == "reuse-storage" and found["stage"] == "forward"
     assert found["edge_programs"][0]["over"] == "E"
     by_name = {v["name"]: v for v in found["values"]}
     assert by_name["x"]["type"] == ["f32[N, 6]"] and by_name["x"]["bytes"] == "24*N"

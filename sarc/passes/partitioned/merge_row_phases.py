@@ -60,12 +60,15 @@ class MergeRowPhases:
         has_kernel: whether an edge program has a compiled form.
         tight: memory counts more than time: a table that is made of another one that stays is made behind the edge
             program, whose operands are gone by then.
+        hubs: names of columns with a row that several threads should share: what is merged visits a row in one go.
     """
 
     name = "merge-row-phases"
 
-    def __init__(self, has_kernel: Callable[[EdgeProgram], bool], tight: bool = False):
-        self.has_kernel, self.tight = has_kernel, tight
+    def __init__(
+        self, has_kernel: Callable[[EdgeProgram], bool], tight: bool = False, hubs: frozenset[str] = frozenset()
+    ):
+        self.has_kernel, self.tight, self.hubs = has_kernel, tight, hubs
 
     def run(self, program: Program) -> Program:
         # A merger may free the way for an earlier call.
@@ -86,7 +89,8 @@ class MergeRowPhases:
     def _grow(self, program: Program, call: fx.Node) -> Program:
         """`program` with what can be merged into `call` merged, or as it is."""
         cluster = find_cluster(program, call)
-        if cluster is None:
+        hub = cluster is not None and cluster.column is not None and cluster.column.name in self.hubs
+        if cluster is None or (hub and not self.tight):
             return program
         for candidate in (cluster, without_rows_behind(cluster)):
             if self.tight:
