@@ -280,7 +280,9 @@ class Pipeline:
         program = after(AddProducts.name, AddProducts().run(program))
         if has is not None:
             tight = self.objective == "memory"
-            hubs = frozenset(name for (name, _), column in columns.items() if column.has_hub)
+            # CUDA kernels share a row between threads as it is.
+            on_cpu = has is has_kernel
+            hubs = frozenset(name for (name, _), column in columns.items() if column.has_hub and on_cpu)
             program = after(NarrowGathers.name, NarrowGathers(has, tight).run(program))
             program = after(MergeRowPhases.name, MergeRowPhases(has, tight, hubs).run(program))
             program = after(FuseRows.name, FuseRows(has).run(program))

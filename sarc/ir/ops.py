@@ -75,8 +75,7 @@ _KEEP_ROWS = {
 }  # fmt: skip
 # Row ids and selections belong to the structure of the graph: they are bound before a step runs.
 _BOUND_ONCE = ("raised", "structure")
-# What alters an operand is no value of a program that passes still rewrite: add-products and
-# reuse-storage make it.
+# What alters an operand is no value of a program that passes still rewrite: add-products and reuse-storage make it.
 _LAST = ("forward", "backward")
 
 
