@@ -76,7 +76,7 @@ _KEEP_ROWS = {
 # Row ids and selections belong to the structure of the graph: they are bound before a step runs.
 _BOUND_ONCE = ("raised", "structure")
 # What alters an operand is no value of a program that passes still rewrite: add-products and reuse-storage make it.
-_LAST = ("forward", "backward")
+_LAST = ("data", "forward", "backward")
 
 
 TABLE: dict[object, OpDef] = {

@@ -189,6 +189,6 @@ def test_every_operator_of_the_table_exists_and_alters_nothing() -> None:
     for target, definition in TABLE.items():
         assert isinstance(target, torch._ops.OpOverload)
         if target in (torch.ops.aten.addmm_.default, MM_OVER):
-            assert definition.stages == ("forward", "backward")
+            assert definition.stages == ("data", "forward", "backward")
         else:
             assert not target._schema.is_mutable, target
