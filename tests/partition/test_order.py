@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 import sarc
+from benchmarks.ops import CopySum
+from benchmarks.order import grid
 from sarc.data import GraphData, labelled_graph
 from sarc.errors import GraphError
-
-
-class CopySum(nn.Module):
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        return torch.zeros_like(x).index_add(0, edge_index[1], x[edge_index[0]])
-
-
-def grid(side: int) -> torch.Tensor:
-    node = torch.arange(side * side).view(side, side)
-    across = torch.stack([node[:, :-1].reshape(-1), node[:, 1:].reshape(-1)])
-    down = torch.stack([node[:-1].reshape(-1), node[1:].reshape(-1)])
-    return torch.cat([across, down, across.flip(0), down.flip(0)], 1)
 
 
 def test_neighbours_of_a_shuffled_grid_come_together() -> None:
