@@ -30,14 +30,16 @@ class RowOrder:
     states: Sequence[PartState]
 
     def cut(self, value: Tensor, type_: ValueType) -> list[Tensor]:
-        """Each hosted part's rows of a process's tensor; a replicated one is shared."""
+        """Each hosted part's rows of a process's tensor, in its memory where they lie together; a replicated one is
+        shared."""
         found = type_.rows
         if found is None:
             return [value] * len(self.states)
         axis, dim = found
-        if self.whole and len(self.states) == 1:
+        if len(self.states) == 1:
             return [value]
-        return [select_block(value, axis, dim, rows) for rows in self._positions(dim.space)]
+        places = self._positions(dim.space) if self.whole else self._runs(dim.space)
+        return [select_block(value, axis, dim, rows) for rows in places]
 
     def join(self, values: Sequence[Tensor], type_: ValueType) -> Tensor:
         """The process's tensor from its parts' rows."""
@@ -59,14 +61,14 @@ class RowOrder:
         shape[axis] = dim.before * together.shape[at] * dim.after
         return together.reshape(shape)
 
+    def _runs(self, space: str) -> list[slice]:
+        """Where each part's rows lie in a process that has them part after part."""
+        starts = [0, *itertools.accumulate(s.row_keys(space).numel() for s in self.states)]
+        return list(itertools.starmap(slice, itertools.pairwise(starts)))
+
     def _positions(self, space: str) -> list[Tensor]:
-        """Position of each part's rows among the process's."""
+        """Position of each part's rows among those of the whole graph."""
         keys = [s.row_keys(space) for s in self.states]
-        if not self.whole:
-            starts = [0]
-            for k in keys:
-                starts.append(starts[-1] + k.numel())
-            return [torch.arange(a, b, device=keys[0].device) for a, b in itertools.pairwise(starts)]
         if all(s.spaces[space].kind in ("nodes", "edges") for s in self.states):
             return keys
         # Ascending keys is the order of the rows in the whole graph.
