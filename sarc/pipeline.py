@@ -51,6 +51,7 @@ from sarc.passes.partitioned.choose_sites import Numbers, choose_sites, sites_to
 from sarc.passes.partitioned.exchange_whole import ExchangeWhole, choose_exchange, is_whole
 from sarc.passes.partitioned.find_needs import Reading, find_needs
 from sarc.passes.partitioned.fuse_rows import FuseRows
+from sarc.passes.partitioned.merge_fold_states import MergeFoldStates
 from sarc.passes.partitioned.merge_row_phases import MergeRowPhases
 from sarc.passes.partitioned.narrow_fetches import NarrowFetches
 from sarc.passes.partitioned.narrow_gathers import NarrowGathers
@@ -273,6 +274,8 @@ class Pipeline:
         decided = {name: choices[k].need.whole for name, k in together.items()}
         choose = partial(choose_exchange, self.exchange, program.spaces, columns, decided)
         program = after(ExchangeWhole.name, ExchangeWhole(choose).run(program))
+        if self.exchange.comm_dtype is None:
+            program = after(MergeFoldStates.name, MergeFoldStates().run(program))
         if self.exchange.exchange != "sar":
             narrow = NarrowFetches(self.objective == "bytes", self.exchange.comm_dtype, together)
             program = after(NarrowFetches.name, narrow.run(program))

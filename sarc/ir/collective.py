@@ -29,11 +29,25 @@ def fetch(values: Sequence[Tensor], column: Tensor) -> tuple[Tensor, ...]:
 
 
 def give_back(shares: Sequence[Tensor], column: Tensor, folds: Sequence[str]) -> tuple[Tensor, ...]:
-    """Folds of what each part holds for the rows it reaches through a column ("sum", "amax", "amin"), at their owners.
+    """Folds of what each part holds for the rows it reaches through a column, at their owners.
 
     On the whole graph, the shares themselves.
+
+    Args:
+        folds: "sum", "amax", "amin"; or `relative_to(k)`: a sum of terms with the factor exp(-share k), where share k
+            is the part's maximum; at the owner it is relative to the maximum of all parts.
     """
     return tuple(shares)
+
+
+def relative_to(place: int) -> str:
+    """The fold of sums relative to the maximum which is share `place` of the same give-back."""
+    return f"sum e^-{place}"
+
+
+def maximum_of(fold: str) -> int | None:
+    """The place of the maximum that a fold is relative to; None of any other fold."""
+    return int(fold.removeprefix("sum e^-")) if fold.startswith("sum e^-") else None
 
 
 def with_space(type_: ValueType, space: str, instead: str) -> ValueType:

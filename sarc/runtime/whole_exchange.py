@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sarc.ir.collective import maximum_of
 from sarc.ir.dialect import fold_rows
 from sarc.ir.edge_program import ChunkLayout
 from sarc.ir.schedule import AllToAll, Message
@@ -81,12 +82,40 @@ class WholeExchange:
     def fold(self, received: Sequence[Tensor], folds: Sequence[str]) -> tuple[Tensor, ...]:
         """Folds of the owned rows: this part's share, in the memory of its tables, with what the peers return."""
         found = [v.narrow(self._axis(k), 0, self.owned) for k, v in enumerate(self.values)]
+        relative: dict[int, list[int]] = {}
+        for key, kind in enumerate(folds):
+            if (top := maximum_of(kind)) is not None:
+                relative.setdefault(top, []).append(key)
         for message, segments in self._segments(self.step.receives, received):
             rows = torch.cat(self.column.serves[message.peer])
             for key, segment in segments.items():
-                axis, into = self._axis(key), found[key]
-                fold_rows(into, axis, rows, segment.movedim(0, axis).to(into.dtype), folds[key])
+                if maximum_of(folds[key]) is None and key not in relative:
+                    axis, into = self._axis(key), found[key]
+                    fold_rows(into, axis, rows, segment.movedim(0, axis).to(into.dtype), folds[key])
+            for top, sums in relative.items():
+                tables = [(found[k], segments[k].movedim(0, self._axis(k))) for k in (top, *sums)]
+                combine_states(rows, tables[0], tables[1:])
         return tuple(v.contiguous() for v in found)
 
     def _axis(self, key: int) -> int:
         return next(axis for k, axis, _, _ in self.layout.entries if k == key)
+
+
+def combine_states(rows: Tensor, maximum: tuple[Tensor, Tensor], sums: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Combine fold states of some rows, in place (`sarc.ir.fold_states`).
+
+    Args:
+        rows: int64 [K], each once.
+        maximum: of all rows [N, *S] and of a share [K, *S].
+        sums: each [N, *S, *F] and [K, *S, *F], relative to these.
+    """
+    whole, share = maximum
+    before = whole.index_select(0, rows)
+    top = torch.maximum(before, share)
+    whole.index_copy_(0, rows, top)
+    # Equal ones may be infinite: no edge at all.
+    old, new = ((m - top).masked_fill_(m == top, 0).exp_() for m in (before, share))
+    for into, part in sums:
+        shape = (*top.shape, *[1] * (part.dim() - top.dim()))
+        total = into.index_select(0, rows).mul_(old.view(shape)).add_(part * new.view(shape))
+        into.index_copy_(0, rows, total)

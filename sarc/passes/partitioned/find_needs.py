@@ -15,6 +15,7 @@ import torch
 import torch.fx as fx
 
 from sarc.ir.edge_program import EdgeProgram, edge_call
+from sarc.ir.fold_states import FoldState, find_fold_states
 from sarc.ir.frontier import Again, exact_values, find_frontier, row_width, tells_extremes
 from sarc.ir.placement import Ends, Need
 from sarc.ir.program import Input, Program
@@ -51,6 +52,7 @@ class _Group:
         ends: None when they run at home, for the reason `home`.
         targets: the space whose rows each column names that rows may travel through.
         travels: by such a column, what is read through it and what travels in its stead.
+        states: sums of its calls that need not wait for their maximum, if that is one of its calls' as well.
     """
 
     calls: tuple[fx.Node, ...]
@@ -60,16 +62,28 @@ class _Group:
     home: str
     targets: Mapping[fx.Node, str]
     travels: Mapping[fx.Node, frozenset[fx.Node]]
+    states: tuple[FoldState, ...] = ()
 
     def meets(self, other: _Group) -> bool:
-        """Whether some rows would travel once for both."""
-        return any(self.travels[c] & other.travels[c] for c in self.travels if c in other.travels)
+        """Whether some rows would travel once for both, or folds of one in the message of the other."""
+        if any(self.travels[c] & other.travels[c] for c in self.travels if c in other.travels):
+            return True
+        return self.ends == other.ends and any(s.source in self.calls for s in other.states)
+
+    def at_hand(self) -> frozenset[fx.Node]:
+        """Maxima that its calls take of their own edges: nobody sends them back."""
+        own = {(s.call, s.operand): s.value for s in self.states if s.source in self.calls}
+        others = {
+            call.args[1][o.value] for call in self.calls for k, o in enumerate(call.args[0].operands)
+            if (call, k) not in own
+        }  # fmt: skip
+        return frozenset(own.values()) - others
 
     def joined(self, other: _Group, reading: Reading) -> _Group:
         home = self.home or other.home or ("" if self.ends == other.ends else "shares rows with edges of other ends")
         made = replace(
             self, calls=self.calls + other.calls, home=home, ends=None if home else self.ends,
-            targets={**self.targets, **other.targets},
+            targets={**self.targets, **other.targets}, states=self.states + other.states,
         )  # fmt: skip
         return replace(made, travels=_travels(made.calls, made.far, made.targets, reading))
 
@@ -84,10 +98,13 @@ def find_needs(program: Program, remote: frozenset[str], reading: Reading | None
     reading = reading or Reading()
     entries = dict(zip(program.placeholders, program.inputs, strict=True))
     groups: list[_Group] = []
+    states = find_fold_states(program) if reading.wire is None else []
     for node in program.graph.nodes:
         if node.target is not edge_call:
             continue
         group = _group(node, remote, entries, reading, program.spaces)
+        if group.travels:
+            group = replace(group, states=tuple(s for s in states if s.call is node))
         while met := next((g for g in groups if g.meets(group)), None):
             groups.remove(met)
             group = met.joined(group, reading)  # what travels for both may meet others
@@ -147,7 +164,8 @@ def _need(group: _Group, reading: Reading) -> Need:
     whole = _is_whole(group.calls, group.far, group.ends.far_rows, reading)
     near_fetch = near_return = 0
     if group.near is not None and group.ends.near_rows is not None:
-        near_fetch = _fetch_bytes(group.calls, group.near, group.ends.near_rows, whole, reading)
+        at_hand = group.at_hand() if whole else frozenset()
+        near_fetch = _fetch_bytes(group.calls, group.near, group.ends.near_rows, whole, reading, at_hand)
         near_return = _returned(group.calls, group.near, reading.wire)
     kept = {call.args[1][o.value] for call in group.calls for o in call.args[0].operands
             if o.column is None and o.axis is not None}  # fmt: skip
@@ -190,9 +208,12 @@ def _is_whole(calls: Sequence[fx.Node], far: fx.Node, space: str, reading: Readi
     return reading.whole(far, space, row + _returned(calls, far, reading.wire))
 
 
-def _fetch_bytes(calls: Sequence[fx.Node], column: fx.Node, space: str, whole: bool, reading: Reading) -> int:
-    """Bytes that travel for what calls read of one row."""
-    found = [[*_fetched((call,), column)] for call in calls]
+def _fetch_bytes(
+    calls: Sequence[fx.Node], column: fx.Node, space: str, whole: bool, reading: Reading,
+    at_hand: frozenset[fx.Node] = frozenset(),
+) -> int:  # fmt: skip
+    """Bytes that travel for what calls read of one row, but for values at hand."""
+    found = [[v for v in _fetched((call,), column) if v not in at_hand] for call in calls]
     if whole:
         wanted = [v for each in found for v in each]
         found = [[*find_frontier(wanted, again(calls, column, space, reading.products), reading.wire).cut]]
