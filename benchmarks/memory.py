@@ -13,8 +13,10 @@ import json
 import math
 import os
 import socket
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -117,10 +119,13 @@ def child(given: dict[str, Any]) -> dict[str, float]:
         out = model(x, call)
         return sarc.cross_entropy(out, y) if ranked else nn.functional.cross_entropy(out, y)
 
-    for _ in range(2):
+    seconds = []
+    for _ in range(2 + given["steps"]):
+        begin = time.perf_counter()
         forward().backward()
         model.zero_grad()
-    found: dict[str, float] = {}
+        seconds.append(time.perf_counter() - begin)
+    found: dict[str, float] = {"seconds": statistics.median(seconds[2:])} if given["steps"] else {}
     if compiled is not None:
         plans = compiled.plan().memory
         found["predicted"] = max(p.peak for p in plans)
@@ -187,9 +192,12 @@ def exponent(parts: Sequence[int], peaks: Sequence[float]) -> float:
 @click.option("--contestant", "contestants", multiple=True, default=CONTESTANTS, show_default=True)
 @click.option("--threads", default=1, show_default=True, help="Of each process.")
 @click.option("--exchange", default="ring", show_default=True, help="Of sarc.compile; ring holds no halo whole.")
+@click.option("--steps", default=0, show_default=True, help="Steps timed after two that warm up.")
 @click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows.")
 @click.option("--child", hidden=True)
-def main(nodes, degree, graphs, models, counts, contestants, threads, exchange, file, child: str | None) -> None:
+def main(
+    nodes, degree, graphs, models, counts, contestants, threads, exchange, steps, file, child: str | None
+) -> None:
     """Peak memory of a training step of SAGE and GAT: whole graph, P ranks, P parts in one process."""
     if child is not None:
         print(json.dumps(globals()["child"](json.loads(child))))
@@ -199,14 +207,15 @@ def main(nodes, degree, graphs, models, counts, contestants, threads, exchange, 
     def add(**given: Any) -> float | None:
         row = dict(given)
         try:
-            row |= measure(**given, nodes=nodes, degree=degree, threads=threads, exchange=exchange)
+            row |= measure(**given, nodes=nodes, degree=degree, threads=threads, exchange=exchange, steps=steps)
         except RuntimeError as failure:
             row["note"] = str(failure)
         rows.append(row)
         sizes = "  ".join(f"{k} {row[k] / MEBI:8.1f}" for k in ("peak", "saved", "tracked", "predicted") if k in row)
         how = "ranks" if given["ranks"] else "parts in one process"
         head = f"{given['graph']:9} {given['model']:4} {given['contestant']:15} {given['parts']:2} {how:20}"
-        print(f"{head} {sizes} {row.get('note', '')}", flush=True)
+        took = f"  {row['seconds']:.2f} s a step" if "seconds" in row else ""
+        print(f"{head} {sizes}{took} {row.get('note', '')}", flush=True)
         return row.get("peak" if given["ranks"] else "tracked")
 
     print(f"MiB of a step beyond what is loaded; N={nodes:,} E={nodes * degree:,} F={WIDTH}, {threads} threads")

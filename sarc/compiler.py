@@ -55,7 +55,9 @@ def compile(
         offload: "disk": tensors of a step of a megabyte and more lie in files of `offload_dir` (None: the system's
             directory for temporary files), mapped into memory; the system holds in memory what is in use. For graphs
             whose activations do not fit: partition them, and one part is in use at a time. The files have no names and
-            go with the process.
+            go with the process. "cpu": of several parts on one GPU, tables of a megabyte and more wait in the CPU's
+            memory while another part runs, and what is kept between the passes until it is read; features may be on
+            the CPU.
         prefetch: chunks of rows posted ahead of the one in use; at most 2 (1 + prefetch) are alive on a part.
         seed: of dropout and other random operators; None takes torch's initial seed. All ranks use rank 0's.
         backend: "auto" runs each edge program as a kernel where it has a scalar form, for the device of the call: C++
@@ -121,6 +123,7 @@ def compile(
     return CompiledModule(
         model, partitions, pipeline, spaces=dict(spaces or {}), prefetch=prefetch, seed=seed, verify=bool(verify),
         memory_budget=budget_bytes(memory_budget), offload_dir=offload_directory(offload, offload_dir),
+        offload_host=offload == "cpu",
     )  # fmt: skip
 
 

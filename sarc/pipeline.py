@@ -173,6 +173,9 @@ class Pipeline:
             rows: most rows of each space on a part.
         """
         step = stages["step"]
+        if wrt and self.objective == "memory":
+            step = self.after(OrderDense.name, OrderDense(wrt, tight=True).run(step))
+            stages = Stages(stages.captured, {**stages.programs, "step": step}, stages.captured_answers)
         if self.exchange.exchange != "sar":
             stages, step = self._bind_data(stages, wrt, halos, rows)
         if not wrt:

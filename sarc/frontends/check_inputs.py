@@ -17,13 +17,14 @@ DEVICES = ("cpu", "cuda")
 
 
 def check_arguments(
-    module: nn.Module, call: Call, rows: Mapping[str, int], named: Mapping[str, str | None]
+    module: nn.Module, call: Call, rows: Mapping[str, int], named: Mapping[str, str | None], offloads: bool = False
 ) -> None:
     """What one process can tell of a call by itself.
 
     Args:
         rows: rows of this process, by space.
         named: the user's `spaces=`.
+        offloads: whether tables wait in the CPU's memory.
 
     Raises:
         UnsupportedModelError: a layout or dtype that programs do not hold, or a device that they do not run on.
@@ -31,7 +32,7 @@ def check_arguments(
             fit the call.
     """
     check_initialised(module)
-    check_devices(module, call)
+    check_devices(module, call, offloads)
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         _check_dense(f"parameter {name}", tensor)
     for leaf in call.leaves:
@@ -113,15 +114,25 @@ def _check_some_rows(call: Call, rows: Mapping[str, int], named: Mapping[str, st
             )
 
 
-def check_devices(module: nn.Module, call: Call) -> None:
-    """GraphError unless parameters, buffers and the call's tensors are on one device, one that programs run on."""
+def check_devices(module: nn.Module, call: Call, offloads: bool = False) -> None:
+    """GraphError unless parameters, buffers and the call's tensors are on one device, one that programs run on.
+
+    With offload="cpu" that is a GPU, and the call's tensors may be on the CPU.
+    """
     named: list[tuple[str, Tensor]] = [(f"parameter {n}", p) for n, p in module.named_parameters()]
     named += [(f"buffer {n}", b) for n, b in module.named_buffers()]
     named += [(f"argument {leaf.name}", leaf.value) for leaf in call.leaves if leaf.value is not None]
     if not named:
         return
     first, where = named[0][0], named[0][1].device
+    if offloads and where.type != "cuda":
+        raise GraphError(
+            f"{first} is on {where}: expected the model on a GPU with offload='cpu', which keeps a GPU's tables in the "
+            f"CPU's memory; use model.cuda(), or offload='disk'"
+        )
     for name, tensor in named[1:]:
+        if offloads and name.startswith("argument") and tensor.device.type == "cpu":
+            continue
         if tensor.device != where:
             raise GraphError(
                 f"{name} is on {tensor.device}, {first} on {where}: expected the model and all tensors of a call on "

@@ -93,16 +93,19 @@ def budget_bytes(budget: Any) -> int | None:
 
 
 def offload_directory(offload: Any, directory: Any) -> str | None:
-    """Where large tensors of a step are kept; None: in memory.
+    """The directory for large tensors of a step; None: they are in memory.
 
     Raises:
-        OptionError: `offload` is neither None nor "disk", or a directory is given without it.
+        OptionError: `offload` is neither None, "cpu" nor "disk", or a directory is given without the last.
     """
-    if offload is None and directory is None:
-        return None
-    if offload is None:
-        raise OptionError(f"offload_dir: expected offload='disk' with it, got offload=None and {str(directory)!r}")
+    if offload not in (None, "cpu", "disk"):
+        raise OptionError(
+            f"offload: expected None, 'cpu' (of a GPU's tables) or 'disk' (with offload_dir=DIRECTORY), got {offload!r}"
+        )
+    if offload != "disk" and directory is not None:
+        raise OptionError(
+            f"offload_dir: expected offload='disk' with it, got offload={offload!r} and {str(directory)!r}"
+        )
     if offload != "disk":
-        about = ": this version keeps nothing of a GPU in the CPU's memory" if offload == "cpu" else ""
-        raise OptionError(f"offload: expected None or 'disk' (with offload_dir=DIRECTORY), got {offload!r}{about}")
+        return None
     return str(directory) if directory is not None else tempfile.gettempdir()

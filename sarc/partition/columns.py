@@ -9,6 +9,9 @@ from torch import Tensor
 # Of a hub: more edges than a thread visits in some milliseconds, and more than an eighth of all.
 _HUB_ENTRIES, _HUB_SHARE = 1 << 16, 8
 
+# A chunk of fewer rows costs more in messages than it saves in memory.
+_LEAST_CHUNK = 2048
+
 
 @dataclass(frozen=True)
 class Block:
@@ -80,5 +83,6 @@ def is_hub(entries: int, of: int) -> bool:
 
 
 def chunk_rows(own_rows: int, peer_rows: int) -> int:
-    """Largest number of rows of one chunk: a quarter of the smaller of the two parts, at least one."""
-    return max(1, min(own_rows, peer_rows) // 4)
+    """Largest number of rows of one chunk: an eighth of the smaller of the two parts, or a quarter of a small one."""
+    rows = min(own_rows, peer_rows)
+    return max(1, min(rows // 4, max(rows // 8, _LEAST_CHUNK)))

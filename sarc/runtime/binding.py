@@ -52,6 +52,7 @@ class Binding:
         constants: of the captured program, on the device of its rows.
         placing: where edge programs run, and the row sets made for them.
         prologue: what is made of data, once a feature matrix; None where nothing is.
+        spare: by stage, bytes of free memory that may be kept in each instruction; empty where it may always be.
     """
 
     structural: list[tuple[Tensor, int]]
@@ -64,6 +65,7 @@ class Binding:
     constants: Mapping[str, Tensor] = field(default_factory=dict)
     placing: Placing = field(default_factory=Placing)
     prologue: Prologue | None = None
+    spare: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def fits(self, structural: Sequence[Tensor]) -> bool:
         """Whether it was made from tensors of these values."""
@@ -196,7 +198,10 @@ def cut_inputs(
     cuts: list[dict[Input, Tensor]] = [{} for _ in order.states]
     for node, entry in zip(program.placeholders, program.inputs, strict=True):
         if entry.kind == "arg":
-            pieces = _cut_argument(values[entry], node.meta["type"], order)
+            type_ = node.meta["type"]
+            pieces = _cut_argument(values[entry], type_, order)
+            if not (type_.dtype.is_floating_point and type_.spaces):  # others may wait in a tier
+                pieces = [piece.to(s.device) for piece, s in zip(pieces, order.states, strict=True)]
         elif entry.kind == "constant":
             pieces = [constants[entry.name]] * len(order.states)
         elif entry.kind == "rows":

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch.fx as fx
+from torch import Tensor
 
 from sarc.errors import ExchangeError
 from sarc.ir import schedule as ins
@@ -16,11 +18,12 @@ from sarc.ir.draws import keyed_uniform
 from sarc.ir.ops import resolve_sizes
 from sarc.ir.space import Rows, ValueType, lengths
 from sarc.runtime.check_sent import check_sent
+from sarc.runtime.host_tier import place_of
 from sarc.runtime.memory import compute_into
 from sarc.runtime.run_edge_calls import EdgeCalls
 from sarc.runtime.run_messages import Messages
 from sarc.runtime.structure import run_local
-from sarc.runtime.work import Work
+from sarc.runtime.work import AllReduce, Wait, Work
 
 
 class Executor(EdgeCalls, Messages):
@@ -30,13 +33,80 @@ class Executor(EdgeCalls, Messages):
         """A `Work` (see `run_parts`) that returns the program's results in order."""
         for place, instruction in enumerate(self.schedule.instructions):
             self.workspace = 0
+            if self.spare:
+                self.pool.keep_free(self.spare[place])
             step = getattr(self, self._STEPS[type(instruction)])(instruction)
+            if self.tier is not None:
+                step = self._visit(instruction, step)
             yield from step if self.recorder is None else self.recorder.watch(self, place, step)
         if self.chunks:
             left = ", ".join(sorted(self.chunks))
             raise ExchangeError(f"part {self.state.rank}: chunks left at the end of the schedule: {left}")
         check_sent(self.schedule, self.sent)
+        self._leave()
         return [self.env[n.name] for n in self.program.returned]
+
+    # --- tables that wait in a tier
+
+    def _visit(self, instruction: ins.Instruction, step: Work) -> Work:
+        """An instruction's step: what it reads is on the device, and everything waits elsewhere while the part does."""
+        _ = self._shared  # before any of it is freed
+        self._come_in(instruction)
+        answer = None
+        while True:
+            try:
+                request = step.send(answer)
+            except StopIteration:
+                return
+            answer = None
+            if isinstance(request, Wait) and request.handle.done():
+                continue
+            self._go_out({place_of(request.tensor)} if isinstance(request, AllReduce) else set())
+            answer = yield request
+            self._come_in(instruction)
+
+    def _come_in(self, instruction: ins.Instruction) -> None:
+        assert self.tier is not None
+        if isinstance(instruction, ins.Free):
+            return
+        made: list[str] = []
+        for name in operands_of(instruction, self.nodes):
+            value = self.env.get(name)
+            if self.nodes[name].op != "placeholder":
+                made.append(name)
+            elif isinstance(value, Tensor) and self.tier.holds(value):
+                self.at_home[name] = value
+                self.env[name] = self.tier.copy(value, self.device)
+        self.tier.bring(self.env, made, self.device)
+
+    def _go_out(self, busy: set[int]) -> None:
+        assert self.tier is not None
+        self.env.update({name: value for name, value in self.at_home.items() if name in self.env})
+        self.at_home.clear()
+        self.tier.send(self.env, [name for name in self.env if name in self._movable], self._shared | busy)
+
+    def _leave(self) -> None:
+        """The run is over: what is handed to the caller is on the device, what is kept waits."""
+        if self.tier is None:
+            return
+        returned = zip(self.program.returned, self.program.outputs, strict=True)
+        given = {n.name for n, o in returned if o.kind in ("result", "grad", "buffer")}
+        kept = [n.name for n in self.program.returned if n.name in self._movable - given]
+        self.tier.send(self.env, kept, self._shared)
+        self.tier.bring(self.env, given, self.device)
+
+    @cached_property
+    def _movable(self) -> set[str]:
+        """Names of the values that the run has made, and of those of its inputs that are its own."""
+        own = [n for n, e in zip(self.program.placeholders, self.program.inputs, strict=True)
+               if e.kind in ("arg", "tangent") and n.meta["type"].dtype.is_floating_point]  # fmt: skip
+        return {n.name for n in self.program.graph.nodes if n.op == "call_function"} | {n.name for n in own}
+
+    @cached_property
+    def _shared(self) -> set[int]:
+        """Where inputs lie that other runs read too: they stay, and so do views of them."""
+        names = [n.name for n in self.program.placeholders if n.name not in self._movable]
+        return {place_of(v) for name in names if isinstance(v := self.env.get(name), Tensor)}
 
     def _launch(self, step: ins.Launch) -> Work:
         node = self.nodes[step.node]
@@ -105,6 +175,15 @@ class Executor(EdgeCalls, Messages):
         ins.Combine: "_combine",
         ins.Free: "_free",
     }
+
+
+def operands_of(instruction: ins.Instruction, nodes: Mapping[str, fx.Node]) -> list[str]:
+    """Names of the values that an instruction may read or write."""
+    named = [getattr(instruction, key, "") for key in ("call", "node")] + list(getattr(instruction, "nodes", ()))
+    found: dict[str, None] = {}
+    for node in (nodes[name] for name in named if name):
+        found.update(dict.fromkeys(n.name for n in (node, *node.all_input_nodes)))
+    return list(found)
 
 
 class _ByNode:

@@ -76,6 +76,12 @@ class Pool:
         """Give the free blocks back to the system."""
         self._free.clear()
 
+    def keep_free(self, nbytes: int) -> None:
+        """Give free blocks back to the system, longest unused first, until they have at most `nbytes`."""
+        free = sum(map(_room, self._free))
+        while free > nbytes:
+            free -= _room(self._free.pop(0))
+
     def rest(self) -> None:
         """After a pass: what is in use moves to where the source keeps what is not needed soon; see also `keeps`."""
         if not self._keeps:

@@ -116,6 +116,14 @@ def make_memory_plans(binding: Binding) -> tuple[MemoryPlan, ...]:
     return tuple(_memory_plan(binding, k, state) for k, state in enumerate(binding.order.states))
 
 
+def spare_bytes(plan: MemoryPlan) -> dict[str, list[int]]:
+    """By stage, how far each instruction is below the peak: so much freed memory may be kept for the next tables."""
+    found: dict[str, list[int]] = {}
+    for stage, _, live in plan.timeline:
+        found.setdefault(stage, []).append(plan.peak - live)
+    return found
+
+
 def _memory_plan(binding: Binding, k: int, state: PartState) -> MemoryPlan:
     timeline: list[tuple[str, str, int]] = []
     logs: dict[str, MemoryLog] = {}

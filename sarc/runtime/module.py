@@ -22,6 +22,7 @@ from sarc.runtime.collectives import run_collective
 from sarc.runtime.compare_plain import Comparison, Difference, whole_graph_call
 from sarc.runtime.disk_tier import DiskTier
 from sarc.runtime.host import Host, host_alone, host_together, is_distributed
+from sarc.runtime.host_tier import HostTier
 from sarc.runtime.memory import Pool
 from sarc.runtime.plan import Plan, make_plan
 from sarc.runtime.profile import current_profile
@@ -51,6 +52,7 @@ class CompiledModule(nn.Module):
         verify: bool = False,
         memory_budget: int | None = None,
         offload_dir: str | None = None,
+        offload_host: bool = False,
     ):
         super().__init__()
         # The same dictionaries, not copies: parameters(), state_dict(), to() and train() act on the model itself.
@@ -59,13 +61,14 @@ class CompiledModule(nn.Module):
         object.__setattr__(self, "model", model)
         object.__setattr__(self, "training", model.training)
         self._compiler, self._spaces, self._given = compiler, spaces, partitions
-        self._variants = Variants(compiler, prefetch, memory_budget)
         self._last: Variant | None = None
         self._host: Host | None = None
         self._calls = 0
         self._offload_dir = offload_dir  # None: in memory
+        self._tier = HostTier() if offload_host else None
         # Where memory is the objective, it is others' between passes; fresh pages are slow, so elsewhere it is kept.
         wants_room = compiler.objective == "memory" or memory_budget not in (None, sys.maxsize)
+        self._variants = Variants(compiler, prefetch, memory_budget, wants_room)
         self._pool = Pool(None if offload_dir is None else DiskTier(offload_dir), keeps=not wants_room)
         # One comparison with the plain module for each variant, by its number; None: not asked for.
         self._comparisons: dict[int, Comparison] | None = {} if verify else None
@@ -96,7 +99,7 @@ class CompiledModule(nn.Module):
         call, note, problem, bound, has_data = None, None, None, -1, False
         try:
             call = self._compiler.take_apart(self.model, args, kwargs, self._placed.partitions.graph_kind)
-            self._compiler.check_arguments(self.model, call, self._placed.rows, self._spaces)
+            self._compiler.check_arguments(self.model, call, self._placed.rows, self._spaces, self._tier is not None)
             note = self._note(call)
             bound, has_data = self._bound(call, note)
         except (SarcError, TypeError) as error:
@@ -154,9 +157,10 @@ class CompiledModule(nn.Module):
         return Note(None, header, tuple(leaves), tuple(wrt))
 
     def _device(self, call) -> torch.device:
-        """Where the model and all tensors of a call are."""
+        """Where the model and all tensors of a call are; with a tier, where the model is."""
         values = [leaf.value for leaf in call.leaves if leaf.value is not None]
-        found = [*values, *self.model.parameters(), *self.model.buffers()]
+        own = [*self.model.parameters(), *self.model.buffers()]
+        found = [*values, *own] if self._tier is None else [*own, *values]
         return found[0].device if found else torch.device("cpu")
 
     def _bound(self, call, note: Note) -> tuple[int, bool]:
@@ -219,6 +223,7 @@ class CompiledModule(nn.Module):
             self._pool,
             current_profile(),
             check,
+            self._tier,
         )
         results = step.run(has_data)
         return self._compiler.fill_results(

@@ -39,7 +39,8 @@ class RowOrder:
         if len(self.states) == 1:
             return [value]
         places = self._positions(dim.space) if self.whole else self._runs(dim.space)
-        return [select_block(value, axis, dim, rows) for rows in places]
+        at = [rows if isinstance(rows, slice) else rows.to(value.device) for rows in places]
+        return [select_block(value, axis, dim, rows) for rows in at]
 
     def join(self, values: Sequence[Tensor], type_: ValueType) -> Tensor:
         """The process's tensor from its parts' rows."""

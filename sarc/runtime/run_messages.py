@@ -84,6 +84,8 @@ class Messages(RunState):
             self.sent[step.node, message.peer] += message.nbytes
         arrival = self.transport.all_to_all(self.state.rank, step, exchange.sent, self._empty, what, self.number)
         self.env[step.node] = [exchange.sent, arrival.received, *values]  # what is alive meanwhile
+        if self.tier is not None:  # values may leave the device, and the messages are not there
+            self.env[step.node], exchange.values = list(values), ()
         self.exchanges[step.node] = exchange, arrival
         return
         yield
@@ -91,6 +93,8 @@ class Messages(RunState):
     def _finish(self, step: ins.Finish) -> Work:
         exchange, arrival = self.exchanges.pop(step.node)
         yield Wait(arrival.handle, step.clock)
+        if self.tier is not None:
+            exchange.values = self.env[step.node]
         node, received = self.nodes[step.node], arrival.pieces(self.device)
         self.env[step.node] = (
             exchange.tables(received) if node.target is fetch else exchange.fold(received, node.args[2])
@@ -98,6 +102,8 @@ class Messages(RunState):
         arrival.release()
 
     def _empty(self, nbytes: int) -> Tensor:
+        if self.tier is not None:
+            return self.tier.empty(nbytes)
         return self.pool.empty([nbytes], torch.uint8, self.device)
 
     def _parent(self, node: fx.Node) -> str:

@@ -17,6 +17,7 @@ from sarc.ir.program import Program
 from sarc.ir.space import Rows
 from sarc.partition.columns import ColumnMap
 from sarc.runtime.arrival import Arrival
+from sarc.runtime.host_tier import HostTier
 from sarc.runtime.memory import Pool
 from sarc.runtime.messages import Handle
 from sarc.runtime.part_state import PartState
@@ -75,6 +76,8 @@ class RunState:
         kernels: compiled edge programs, by name; the others run in plain torch.
         pool: memory of large results.
         recorder: watches every instruction (`sarc.runtime.profile.Profile`), or None.
+        spare: bytes of free memory that the pool may keep in each instruction; empty: as much as it likes.
+        tier: where tables wait while other parts run; None: where they are.
     """
 
     def __init__(
@@ -88,10 +91,13 @@ class RunState:
         kernels: Mapping[str, Kernel] | None = None,
         pool: Pool | None = None,
         recorder: Recorder | None = None,
+        spare: Sequence[int] = (),
+        tier: HostTier | None = None,
     ):
         self.kernels = kernels or {}
         self.pool = pool or Pool()
-        self.recorder = recorder
+        self.recorder, self.spare, self.tier = recorder, spare, tier
+        self.at_home: dict[str, Tensor] = {}  # inputs that wait in the tier, while copies of them are on the device
         self.program, self.schedule, self.state, self.transport = program, schedule, state, transport
         self.env: dict[str, Any] = values
         self.number = run

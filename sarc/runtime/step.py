@@ -14,6 +14,7 @@ from sarc.ir.program import Input, Program
 from sarc.ir.schedule import Schedule
 from sarc.runtime.binding import Binding, Values, cut_inputs
 from sarc.runtime.executor import Executor
+from sarc.runtime.host_tier import HostTier
 from sarc.runtime.memory import Pool
 from sarc.runtime.run_state import Recorder
 from sarc.runtime.transport import Transport
@@ -36,6 +37,7 @@ class Step:
         pool: memory of large tensors.
         recorder: watches the instructions of its forward and its backward, or None.
         check: compares what the backward found with the plain module's gradients, or None.
+        tier: where tables wait while other parts of this process run, or None.
         data: what the prologue made, of each hosted part, by name; this step's backward reads it too.
     """
 
@@ -50,6 +52,7 @@ class Step:
     pool: Pool
     recorder: Recorder | None = None
     check: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], None] | None = None
+    tier: HostTier | None = None
     data: list[dict[str, Tensor]] = field(default_factory=list)
 
     def run(self, has_data: bool) -> dict[str, Tensor]:
@@ -105,16 +108,19 @@ class Step:
         """Run a stage on all hosted parts: each one's results, from its value of every placeholder."""
         run = 2 * self.number + (stage == "backward")
         binding = self.binding
-        return self._execute(binding.programs[stage], binding.schedules[stage], binding.kernels[stage], values, run)
+        spare = binding.spare.get(stage, ())
+        return self._execute(
+            binding.programs[stage], binding.schedules[stage], binding.kernels[stage], values, run, spare
+        )
 
     def _execute(
         self, program: Program, schedules: Sequence[Schedule], kernels: Mapping[str, Any],
-        values: list[dict[str, Tensor]], run: int,
+        values: list[dict[str, Tensor]], run: int, spare: Sequence[int] = (),
     ) -> list[list[Tensor]]:  # fmt: skip
         states = self.binding.order.states
         works = {
             state.rank: Executor(
-                program, schedule, state, self.transport, each, run, kernels, self.pool, self.recorder
+                program, schedule, state, self.transport, each, run, kernels, self.pool, self.recorder, spare, self.tier
             ).run()
             for state, schedule, each in zip(states, schedules, values, strict=True)
         }
@@ -209,6 +215,7 @@ class _Call(torch.autograd.Function):
                     each[node.name] = piece
         by_part = step.execute("backward", values)
         found = [order.join([r[k] for r in by_part], node.meta["type"]) for k, node in enumerate(backward.returned)]
+        found = [g.to(step._tensor(e).device) for g, e in zip(found, step.wrt, strict=True)]
         if step.check is not None:
             step.check(tangents, {str(e): g for e, g in zip(step.wrt, found, strict=True)})
         return (None, *(g if need else None for g, need in zip(found, ctx.needs_input_grad[1:], strict=True)))

@@ -25,6 +25,7 @@ from sarc.runtime.binding import (
 )
 from sarc.runtime.budget import fit_budget, keep_if_smaller
 from sarc.runtime.host import Host
+from sarc.runtime.memory_plan import make_memory_plans, spare_bytes
 from sarc.runtime.plan import log_binding
 
 
@@ -37,7 +38,9 @@ class Compiler(Protocol):
 
     def take_apart(self, module: nn.Module, args: tuple, kwargs: dict, graph_kind: str) -> Any: ...
 
-    def check_arguments(self, module: nn.Module, call: Any, rows: dict[str, int], named: dict) -> None: ...
+    def check_arguments(
+        self, module: nn.Module, call: Any, rows: dict[str, int], named: dict, offloads: bool
+    ) -> None: ...
 
     def find_graph(self, args: tuple, kwargs: dict) -> tuple[Any, int | None]: ...
 
@@ -131,11 +134,13 @@ class Variants:
     Attributes:
         prefetch: chunks posted ahead, in every schedule.
         memory_budget: bytes of a step on one part, or None.
+        tight: whether memory counts more than time: a run keeps no freed memory beyond its predicted peak.
     """
 
     compiler: Compiler
     prefetch: int
     memory_budget: int | None = None
+    tight: bool = False
     _by_key: dict[object, Variant] = field(default_factory=dict)
     _made: int = 0
 
@@ -174,6 +179,8 @@ class Variants:
                 variant.stages = fit_budget(*place, self.memory_budget)
             elif "joint" in variant.stages.programs:
                 variant.stages = keep_if_smaller(*place)
+            if self.tight and len(host.partitions.parts) == 1:  # the parts of a process share their pool
+                variant.binding.spare = spare_bytes(make_memory_plans(variant.binding)[0])
             log_binding(variant.binding, self.compiler.cost, self.compiler.runs)
         return variant
 

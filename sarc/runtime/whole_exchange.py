@@ -44,7 +44,8 @@ class WholeExchange:
 
     def _pack(self, value: Tensor, axis: int, peer: int, segment: Tensor) -> None:
         """Write what a peer is sent of a value: rows first."""
-        if self.step.what == "fetch" and axis == 0 and value.dtype == segment.dtype:
+        alike = (value.dtype, value.device) == (segment.dtype, segment.device)
+        if self.step.what == "fetch" and axis == 0 and alike:
             start = 0
             for rows in self.column.serves[peer]:
                 torch.index_select(value, 0, rows, out=segment[start : start + len(rows)])
@@ -91,9 +92,11 @@ class WholeExchange:
             for key, segment in segments.items():
                 if maximum_of(folds[key]) is None and key not in relative:
                     axis, into = self._axis(key), found[key]
-                    fold_rows(into, axis, rows, segment.movedim(0, axis).to(into.dtype), folds[key])
+                    share = segment.movedim(0, axis).to(into.device, into.dtype)
+                    fold_rows(into, axis, rows, share, folds[key])
             for top, sums in relative.items():
-                tables = [(found[k], segments[k].movedim(0, self._axis(k))) for k in (top, *sums)]
+                shares = {k: segments[k].movedim(0, self._axis(k)) for k in (top, *sums)}
+                tables = [(found[k], share.to(found[k].device)) for k, share in shares.items()]
                 combine_states(rows, tables[0], tables[1:])
         return tuple(v.contiguous() for v in found)
 

@@ -130,3 +130,37 @@ def test_out_of_memory_names_the_kernel() -> None:
     with pytest.raises(BudgetError, match="kernel drawn \\(model.py:1\\): the device's memory does not hold"):
         kernel.launch([], [], [], torch.empty(0), True)
     monkey.undo()
+
+
+def test_tables_wait_in_the_memory_of_the_cpu() -> None:
+    """Equal gradients in a fraction of the device's memory: features are on the CPU, of eight parts one is at work."""
+    from torch_geometric.nn import SAGEConv
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convs = nn.ModuleList(SAGEConv(64, 64) for _ in range(4))
+
+        def forward(self, x: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
+            for conv in self.convs:
+                x = conv(x, edge_index).relu()
+            return x.mean(1)
+
+    nodes = 200_000
+    source = torch.randint(nodes, (nodes,))
+    edge_index, x = torch.stack([source, (source + 1) % nodes]), torch.randn(nodes, 64)
+    parts = sarc.partition(edge_index, num_nodes=nodes, assignment=torch.arange(nodes) * 8 // nodes)
+    model, found = Net().to(DEVICE), []
+    for offload in (None, "cpu"):
+        compiled = sarc.compile(model, parts, offload=offload, exchange="ring", memory_budget=float("inf"))
+        given = x if offload else x.to(DEVICE)
+        for _ in range(2):
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            loss = compiled(given, edge_index.to(given.device)).square().sum()
+            gradients = torch.autograd.grad(loss, [*model.parameters()])
+        found.append((torch.cuda.max_memory_allocated() - before, [g.cpu() for g in gradients]))
+    (here, ours), (away, theirs) = found
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+    assert away < here / 2

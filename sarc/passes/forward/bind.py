@@ -69,14 +69,15 @@ def bind(program: Program) -> tuple[Program, Program]:
     for node in program.graph.nodes:
         if node.op == "call_function" and times[node] <= STRUCTURE:
             s_env[node] = _copy(structure, node, s_env)
-    wanted = _boundary(program, times)
+    spread = _spread(program, times)
+    wanted = _boundary(program, times, spread)
     for node in wanted:
         made = step.placeholder(f"bound_{node.name}")
         made.meta = {"type": node.meta["type"], "loc": node.meta.get("loc", ""), "aligned": node.target is SELECT_ROWS}
         env[node] = made
         inputs.append(Input("bound", node.name))
     for node in program.graph.nodes:
-        if node.op == "call_function" and node not in env and times[node] != STRUCTURE:
+        if node.op == "call_function" and node not in env and (times[node] != STRUCTURE or node in spread):
             env[node] = _copy(step, node, env)
     step.output([env[n] for n in program.returned])
     structure.output([s_env[n] for n in wanted])
@@ -86,14 +87,25 @@ def bind(program: Program) -> tuple[Program, Program]:
     return bound, _trim(Program(step, program.spaces.copy(), tuple(inputs), program.outputs, "step", program.constants))
 
 
-def _boundary(program: Program, times: dict[fx.Node, int]) -> list[fx.Node]:
+def _spread(program: Program, times: dict[fx.Node, int]) -> set[fx.Node]:
+    """Structural values spread over features for the step: it spreads them itself, and what is kept is narrow."""
+    return {
+        node for node in program.graph.nodes
+        if node.target is aten.expand.default and times[node] == STRUCTURE and node not in program.returned
+        if any(times.get(u, STRUCTURE) == STEP for u in node.users)
+    }  # fmt: skip
+
+
+def _boundary(program: Program, times: dict[fx.Node, int], spread: set[fx.Node]) -> list[fx.Node]:
     """Structural values that the step program (or the caller) reads, in order."""
     returned = set(program.returned)
     found = []
     for node in program.graph.nodes:
         if node.op != "call_function" or times[node] != STRUCTURE or not isinstance(node.meta["type"], ValueType):
             continue
-        if node in returned or any(times.get(u, STRUCTURE) == STEP for u in node.users):
+        if node in spread:
+            continue
+        if node in returned or any(times.get(u, STRUCTURE) == STEP or u in spread for u in node.users):
             found.append(node)
         elif node.target is SELECT_ROWS:
             found.append(node)

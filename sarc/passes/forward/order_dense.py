@@ -33,7 +33,7 @@ After:
     %reduce_default: f32[N, 2] = sarc.reduce(%mul_tensor, %dst, 0, |N|, 'sum')   # model.py:8
     return result 0 = %reduce_default
 Needs a raised program; gives one in which sums over edges that are linear in one table gather its narrower form.
-It does nothing where widths are equal and the table is no data, or where either value is read by something else.
+It does nothing where widths are equal, but for data and where memory counts, or where something else reads either.
 """
 
 from __future__ import annotations
@@ -80,24 +80,26 @@ class OrderDense:
     Args:
         wrt: inputs that need gradients, where that is known: the other arguments are data, and a sum of data comes
             before a product whatever the widths, since it is made once (see bind-data).
+        tight: memory counts more than time. Of equal widths the product of a table that needs a gradient comes first:
+            its own is then of the table, which the layer before keeps as well, and not of the sum, a table more.
     """
 
     name = "order-dense"
 
-    def __init__(self, wrt: frozenset[Input] | None = None):
-        self.wrt = wrt
+    def __init__(self, wrt: frozenset[Input] | None = None, tight: bool = False):
+        self.wrt, self.tight = wrt, tight
 
     def run(self, program: Program) -> Program:
         own = program.copy()
         changed = False
         # A product passes one hop at a time.
-        while (found := find_order(own, self.wrt)) is not None:
+        while (found := find_order(own, self.wrt, self.tight)) is not None:
             reorder(own, found)
             changed = True
         return own if changed else program
 
 
-def find_order(program: Program, wrt: frozenset[Input] | None = None) -> Order | None:
+def find_order(program: Program, wrt: frozenset[Input] | None = None, tight: bool = False) -> Order | None:
     """The first place where a product and a sum should change places."""
     unsafe = infinite_on_empty(program)
     times = binding_times(program, wrt)
@@ -110,8 +112,10 @@ def find_order(program: Program, wrt: frozenset[Input] | None = None) -> Order |
             chain = _chain_up(node.args[0])
             if chain is None or are_data(node.args[0]):
                 continue
-            if _narrows(node, chain[0].args[0]) and chain[0].args[0] not in unsafe:
-                return Order(node, chain[0].args[0], node.args[1], chain, product_first=True)
+            table = chain[0].args[0]
+            moved = tight and not are_data(table) and type_of(table).dims[1:] == type_of(node).dims[1:]
+            if (moved or _narrows(node, table)) and table not in unsafe:
+                return Order(node, table, node.args[1], chain, product_first=True)
         elif node.target is REDUCE:
             chain = _chain_up(node)
             product = None if chain is None else chain[0].args[0]

@@ -73,7 +73,7 @@ class NarrowGathers:
 
     Args:
         has_kernel: whether an edge program has a compiled form.
-        tight: memory counts more than time: inputs are scaled once an edge instead of once a node in a table.
+        tight: memory counts more than time: what is there anyway is scaled once an edge, not once a node in a table.
         remote: names of the column values that reach other parts, of a program that is not divided yet, whose edge
             programs that read or fold through these are rewritten; None: the program is a part's, and all are.
     """
@@ -93,7 +93,7 @@ class NarrowGathers:
             for column in self._columns(call):
                 frontier = find_narrower(call, column)
                 if frontier is None and self.tight:
-                    frontier = find_scaled_inputs(call, column, own.returned)
+                    frontier = find_scaled_tables(call, column, own.returned)
                 if frontier is None:
                     continue
                 with own.graph.inserting_before(call):
@@ -135,20 +135,20 @@ def _gathered_rows(call: fx.Node, column: int) -> list[fx.Node] | None:
     return list(dict.fromkeys(values[o.value] for o in gathered))
 
 
-def find_scaled_inputs(call: fx.Node, column: int, returned: Sequence[fx.Node]) -> Frontier | None:
-    """Inputs of the program and the values that scale them, in place of tables made for this edge program alone."""
+def find_scaled_tables(call: fx.Node, column: int, returned: Sequence[fx.Node]) -> Frontier | None:
+    """Tables that something else reads, and the values that scale them, in place of ones made for this edge program."""
     wanted = _gathered_rows(call, column)
     cut: dict[fx.Node, None] = {}
     for node in wanted or ():
-        factors = _factors_of_input(node) if list(node.users) == [call] and node not in returned else None
+        factors = _factors_of_table(node) if list(node.users) == [call] and node not in returned else None
         cut.update(dict.fromkeys(factors or (node,)))
     if set(cut) == set(wanted or ()):
         return None
     return Frontier(tuple(n for n in call.graph.nodes if n in cut), frozenset(cut))
 
 
-def _factors_of_input(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """The input and the value of a fraction of its width whose product or quotient a value is."""
+def _factors_of_table(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """A table that is there anyway, and the value of a fraction of its width, whose product or quotient a value is."""
     space = plain_space(node.meta["type"])
     if node.target not in (aten.mul.Tensor, aten.div.Tensor) or not repeats_exactly(node, space):
         return None
@@ -157,7 +157,8 @@ def _factors_of_input(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     wide, narrow = node.args if node.target is aten.div.Tensor else sorted(node.args, key=_width, reverse=True)
     while wide.target in ROW_VIEWS and repeats_exactly(wide, space):
         wide = wide.args[0]
-    fits = wide.op == "placeholder" and _width(wide) == _width(node) and _width(narrow) <= _MOST * _width(node)
+    there = wide.op == "placeholder" or len(wide.users) > 1
+    fits = there and _width(wide) == _width(node) and _width(narrow) <= _MOST * _width(node)
     return (wide, narrow) if fits else None
 
 
