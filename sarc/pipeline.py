@@ -41,6 +41,7 @@ from sarc.passes.forward.order_dense import OrderDense
 from sarc.passes.forward.raise_graph_ops import RaiseGraphOps
 from sarc.passes.forward.split_attention import SplitAttention
 from sarc.passes.joint.differentiate import differentiate
+from sarc.passes.joint.factor_gradients import FactorGradients
 from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
 from sarc.passes.joint.rematerialise import Limits, Rematerialise
 from sarc.passes.joint.simplify import Simplify
@@ -199,6 +200,14 @@ class Pipeline:
         forward, backward = (self.after(FuseEdgePrograms.name, FuseEdgePrograms().run(p)) for p in (forward, backward))
         made = {"joint": joint, "forward": forward, "backward": backward}
         return Stages(stages.captured, {**stages.programs, **made}, stages.captured_answers)
+
+    def factored(self, stages: Stages, rows: Mapping[str, int]) -> Stages | None:
+        """The stages with gradients of rows made of the forward pass's sums (`FactorGradients`); None where none is."""
+        joint = FactorGradients().run(stages["joint"])
+        if joint is stages["joint"]:
+            return None
+        joint = self.after(FactorGradients.name, joint)
+        return self.divide(Stages(stages.captured, {**stages.programs, "joint": joint}, stages.captured_answers), rows)
 
     def _bind_data(
         self, stages: Stages, wrt: frozenset[Input], halos: Mapping[str, int], rows: Mapping[str, int]

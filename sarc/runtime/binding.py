@@ -52,6 +52,7 @@ class Binding:
         constants: of the captured program, on the device of its rows.
         placing: where edge programs run, and the row sets made for them.
         prologue: what is made of data, once a feature matrix; None where nothing is.
+        notes: choices between whole programs, with their prices.
         spare: by stage, bytes of free memory that may be kept in each instruction; empty where it may always be.
     """
 
@@ -65,6 +66,7 @@ class Binding:
     constants: Mapping[str, Tensor] = field(default_factory=dict)
     placing: Placing = field(default_factory=Placing)
     prologue: Prologue | None = None
+    notes: tuple[str, ...] = ()
     spare: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def fits(self, structural: Sequence[Tensor]) -> bool:

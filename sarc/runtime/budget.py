@@ -84,6 +84,35 @@ def keep_if_smaller(
     return stages
 
 
+def send_less(compiler: Any, host: Host, stages: Any, values: Values, binding: Binding, prefetch: int) -> Any:
+    """`stages`, or those whose gradients of rows are made of the forward pass's sums, where they send fewer bytes."""
+    rows = _largest(run_parts({s.rank: _local_rows(s) for s in binding.order.states}, host.transport))
+    factored = compiler.factored(stages, rows)
+    if factored is None:
+        return stages
+    before = _sent_bytes(binding, host)
+    schedule_stages(compiler, host, factored, values, binding, prefetch)
+    after = _sent_bytes(binding, host)
+    binding.notes = (
+        f"gradients of rows by folds of the backward pass: a step sends {before} B; of sums of the forward pass: "
+        f"{after} B; {'the latter' if after < before else 'the former'}, fewest bytes",
+    )
+    if after < before:
+        return factored
+    schedule_stages(compiler, host, stages, values, binding, prefetch)
+    return stages
+
+
+def _sent_bytes(binding: Binding, host: Host) -> int:
+    """What all parts send in a step."""
+
+    def share(k: int) -> Work:
+        return (yield AllGather(sum(m.nbytes for each in binding.schedules.values() for _, m in each[k].sends())))
+
+    answers = run_parts({s.rank: share(k) for k, s in enumerate(binding.order.states)}, host.transport)
+    return sum(next(iter(answers.values())))
+
+
 def _local_rows(state: PartState) -> Work:
     mine = {**state.local_sizes(), "halo": sum(state.part.halo_sizes)}
     return (yield AllGather(mine))

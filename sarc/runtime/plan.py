@@ -71,6 +71,7 @@ class Plan:
         placements: where each edge program that reaches other parts runs, with the candidates, by stage; their bytes
             are those of all parts.
         memory: of each hosted part: bytes at the peak of a step, by category and as formulas, and over time.
+        notes: choices between whole programs, with their prices.
     """
 
     num_parts: int
@@ -85,6 +86,7 @@ class Plan:
     work: dict[str, Any]
     memory: tuple[MemoryPlan, ...]
     placements: tuple[tuple[str, Choice], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def sent_bytes(self) -> int:
@@ -127,6 +129,7 @@ class Plan:
             )
         for stage, choice in self.placements:
             lines += placement_lines(stage, choice)
+        lines += [f"  {note}" for note in self.notes]
         lines += [f"  {exchange}" for exchange in self.exchanges]
         for name, type_, size in self.prologue:
             lines.append(f"  once     %{name}: {type_}, made of data, once a feature matrix; keeps {size} B")
@@ -209,6 +212,7 @@ def make_plan(binding: Binding, cost: Callable[[Program], Any], runs: Runs) -> P
             for choice in choices
             if choice.chosen or choice.need.home_only
         ),
+        binding.notes,
     )
 
 

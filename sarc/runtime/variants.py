@@ -23,7 +23,7 @@ from sarc.runtime.binding import (
     measure_halos,
     structural_tensors,
 )
-from sarc.runtime.budget import fit_budget, keep_if_smaller
+from sarc.runtime.budget import fit_budget, keep_if_smaller, send_less
 from sarc.runtime.host import Host
 from sarc.runtime.memory_plan import make_memory_plans, spare_bytes
 from sarc.runtime.plan import log_binding
@@ -175,6 +175,9 @@ class Variants:
         if variant.binding is None or not is_bound:
             variant.binding = bind(self.compiler, host, variant.stages, values, self.prefetch, device, made)
             place = (self.compiler, host, variant.stages, values, variant.binding, self.prefetch)
+            if self._sends_least(host, variant):
+                variant.stages = send_less(*place)
+                place = (self.compiler, host, variant.stages, values, variant.binding, self.prefetch)
             if self.memory_budget is not None:
                 variant.stages = fit_budget(*place, self.memory_budget)
             elif "joint" in variant.stages.programs:
@@ -183,6 +186,11 @@ class Variants:
                 variant.binding.spare = spare_bytes(make_memory_plans(variant.binding)[0])
             log_binding(variant.binding, self.compiler.cost, self.compiler.runs)
         return variant
+
+    def _sends_least(self, host: Host, variant: Variant) -> bool:
+        """Whether a training step between parts is to send as little as can be."""
+        trains = "joint" in variant.stages.programs
+        return trains and self.compiler.objective == "bytes" and host.partitions.num_parts > 1
 
     def _compile(
         self, model, host: Host, call, wrt: frozenset[Input], arguments: tuple, values: Values, device: torch.device

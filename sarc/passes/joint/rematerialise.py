@@ -63,6 +63,8 @@ CACHE_LINE = 64
 MOST_EXTRA_WORK = 0.15
 # Share of kept bytes that a share of a step's work must save.
 WORTH = 2
+# Work of making again what a pass wants kept.
+_NEVER = 1e30
 # Of a graph that nobody has seen yet. "halo": rows that one part reads from others.
 USUAL_ROWS = {"N": 1_000_000, "E": 10_000_000, "halo": 0}
 
@@ -165,6 +167,8 @@ class Plan:
     def _work_again(self, node: fx.Node) -> float:
         """What it takes to make a value again. A fold is a traversal of its own, before the one that reads it: it reads
         its rows anew, though the backward pass may gather them as well."""
+        if "keep" in node.meta:
+            return _NEVER
         if node.target is GATHER and over_edges(node, self.joint.spaces):
             return 0.0
         if node.target is not REDUCE:

@@ -72,7 +72,7 @@ class Division:
 
     Attributes:
         late: values that depend on tangents, and the tangents.
-        in_forward: what the results need.
+        in_forward: what the results need, and sums that the gradients are to find made ("keep").
         free: constants, random draws and what is made of these alone.
         needed_late: late values that the gradients need.
     """
@@ -81,7 +81,7 @@ class Division:
         results = [n for n, o in zip(joint.returned, joint.outputs, strict=True) if o.kind != "grad"]
         self.grads = [n for n, o in zip(joint.returned, joint.outputs, strict=True) if o.kind == "grad"]
         self.spaces = joint.spaces
-        self.in_forward = _needed_by(results)
+        self.in_forward = _needed_by([*results, *(n for n in joint.graph.nodes if "keep" in n.meta)])
         self.in_forward |= {n for n in joint.graph.nodes if is_getitem(n) and n.args[0] in self.in_forward}
         self.late = _depends_on_tangents(joint)
         self.free = _free_values(joint)
