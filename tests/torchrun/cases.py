@@ -150,16 +150,22 @@ def compare(
     world: World, build: Callable[[], nn.Module], names: tuple[str, ...], kind: str = "random", num_parts=None,
     **options,
 ) -> None:
-    """Outputs, parameter gradients, input gradients and buffers of the ranks equal the plain module's, in float64."""
+    """Outputs, parameter gradients, input gradients and buffers of the ranks equal the plain module's, in float64.
+
+    The second step sends the bytes that `plan()` names.
+    """
     values = data()
     torch.manual_seed(world.rank)  # another model on every rank: compile gives all of them rank 0's parameters
     model = build().double()
     mine = shard(values, world, kind, num_parts)
     compiled = sarc.compile(model, mine.partitions, **options)
     plain = copy.deepcopy(model)
-    for _ in range(2):  # the second call finds everything bound
+    for step in range(2):  # the second call finds everything bound
         expected, wanted = observe(plain, values, values["edge_index"], names, torch.arange(NODES))
+        before = compiled.traffic()["sent_bytes"]
         found, got = observe(compiled, {**mine.node, **mine.edge}, mine.graph, names, mine.node_ids)
+        sent = compiled.traffic()["sent_bytes"] - before
+        assert not step or sent == compiled.plan().sent_bytes, f"a step sends {sent} B"
         assert_close("output", found["output"], _rows(expected["output"], mine.node_ids))
         for name, gradient in wanted.items():
             ids = mine.node_ids if name == "x" else mine.edge_ids if name in ("w", "attr") else None

@@ -71,6 +71,10 @@ def fewest_bytes_with_several_parts_a_process(world: World) -> None:
     compare(world, SAGE, (), num_parts=5, objective="bytes")
 
 
+def attention_in_fewest_bytes(world: World) -> None:
+    compare(world, GAT, ("attr",), objective="bytes")
+
+
 def in_a_ring(world: World) -> None:
     compare(world, GAT, ("attr",), "one row", exchange="ring")
 
@@ -167,4 +171,8 @@ def test_two_ranks_in_other_ways(tmp_path: Path) -> None:
 def test_four_ranks(tmp_path: Path) -> None:
     checks = [gat_with_edge_features, gin_with_batch_norm, sage_max_and_empty_rank, five_parts]
     ways = [edges_at_their_source, edges_by_covers, data_that_change_on_one_rank, in_a_ring]
-    launch(4, [*checks, *ways], tmp_path)
+    launch(4, [*checks, *ways, attention_in_fewest_bytes], tmp_path)
+
+
+def test_eight_ranks(tmp_path: Path) -> None:
+    launch(8, [attention_in_fewest_bytes, edges_by_covers], tmp_path)
