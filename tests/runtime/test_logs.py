@@ -39,7 +39,8 @@ def test_topics_print_what_they_say() -> None:
     assert list(dict.fromkeys(order)) == [
         "raise-graph-ops", "split-attention", "hoist-rowwise", "factor-folds", "order-dense", "bind", "compute-halos",
         "bind-data", "fuse-edge-programs", "differentiate", "simplify", "rematerialise", "split", "partition-program",
-        "exchange-whole", "narrow-fetches", "repeat-rows", "add-products", "order-lifetimes", "reuse-storage",
+        "exchange-whole", "merge-fold-states", "narrow-fetches", "repeat-rows", "add-products", "order-lifetimes",
+        "reuse-storage",
     ]  # fmt: skip
     assert re.search(r"^\[sarc\.passes\] %lin_weight: f32\[3, 6\] = input param lin.weight$", text, re.MULTILINE)
     assert re.search(r"^\[sarc\.plan\] plan of parts 0, 1 of 2: sends \d+ B", text, re.MULTILINE)
