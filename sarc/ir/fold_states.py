@@ -59,7 +59,9 @@ def find_fold_states(program: Program) -> list[FoldState]:
     found = []
     for node in program.graph.nodes:
         if node.target is edge_call:
-            found += [s for k in range(len(node.args[0].operands)) if (s := _state(node, k)) is not None]
+            states = [s for k in range(len(node.args[0].operands)) if (s := _state(node, k)) is not None]
+            sums = [r for s in states for r in s.sums]
+            found += states if len(sums) == len(set(sums)) else []  # none of two maxima
     return found
 
 
@@ -151,6 +153,8 @@ def relative_sums(edges: EdgeProgram, operand: int) -> tuple[int, ...]:
             continue
         to_rows = result.kind == "reduce" and result.fold == "sum" and result.axis == 0
         if kinds[value] != _FACTOR or not to_rows or result.column != read.column:
+            return ()
+        if type_of(value).dtype != type_of(inner[operand]).dtype:
             return ()
         found.append(k)
     return tuple(found)

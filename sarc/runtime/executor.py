@@ -74,7 +74,7 @@ class Executor(EdgeCalls, Messages):
             value = self.env.get(name)
             if self.nodes[name].op != "placeholder":
                 made.append(name)
-            elif isinstance(value, Tensor) and self.tier.holds(value):
+            elif isinstance(value, Tensor) and value.is_floating_point() and self.tier.holds(value):
                 self.at_home[name] = value
                 self.env[name] = self.tier.copy(value, self.device)
         self.tier.bring(self.env, made, self.device)

@@ -92,6 +92,7 @@ def _spread(program: Program, times: dict[fx.Node, int]) -> set[fx.Node]:
     return {
         node for node in program.graph.nodes
         if node.target is aten.expand.default and times[node] == STRUCTURE and node not in program.returned
+        if node.meta["type"].dtype.is_floating_point  # others may be columns
         if any(times.get(u, STRUCTURE) == STEP for u in node.users)
     }  # fmt: skip
 

@@ -105,6 +105,9 @@ class _Rewrite:
                 return False
             if any(type_of(t.row).dims[0] != type_of(fold).dims[0] for t in terms):
                 return False
+            factors = [n for t in terms for n in (t.edge, t.features) if n is not None]
+            if any(type_of(n).dtype != type_of(fold).dtype for n in factors):  # a mask would not be counted
+                return False
             shares = [self._share(t, column, size) for t in terms]
             total = shares[0]
             for share in shares[1:]:

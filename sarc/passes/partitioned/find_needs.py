@@ -70,13 +70,15 @@ class _Group:
             return True
         return self.ends == other.ends and any(s.source in self.calls for s in other.states)
 
-    def at_hand(self) -> frozenset[fx.Node]:
-        """Maxima that its calls take of their own edges: nobody sends them back."""
-        own = {(s.call, s.operand): s.value for s in self.states if s.source in self.calls}
-        others = {
-            call.args[1][o.value] for call in self.calls for k, o in enumerate(call.args[0].operands)
-            if (call, k) not in own
+    def at_hand(self, column: fx.Node) -> frozenset[fx.Node]:
+        """Maxima that its calls read through a column and take of their own edges: nobody sends them back."""
+        read = {
+            (call, k): call.args[1][o.value] for call in self.calls for k, o in enumerate(call.args[0].operands)
+            if o.column is not None and call.args[2][o.column] is column
         }  # fmt: skip
+        own = {(s.call, s.operand): s.value for s in self.states if s.source in self.calls}
+        own = {place: value for place, value in own.items() if place in read}
+        others = {value for place, value in read.items() if place not in own}
         return frozenset(own.values()) - others
 
     def joined(self, other: _Group, reading: Reading) -> _Group:
@@ -163,8 +165,9 @@ def _need(group: _Group, reading: Reading) -> Need:
         return Need(calls, names, programs[0].loc, None, group.home)
     whole = _is_whole(group.calls, group.far, group.ends.far_rows, reading)
     near_fetch = near_return = 0
+    far_at_hand = group.at_hand(group.far) if whole else frozenset()
     if group.near is not None and group.ends.near_rows is not None:
-        at_hand = group.at_hand() if whole else frozenset()
+        at_hand = group.at_hand(group.near) if whole else frozenset()
         near_fetch = _fetch_bytes(group.calls, group.near, group.ends.near_rows, whole, reading, at_hand)
         near_return = _returned(group.calls, group.near, reading.wire)
     kept = {call.args[1][o.value] for call in group.calls for o in call.args[0].operands
@@ -176,7 +179,7 @@ def _need(group: _Group, reading: Reading) -> Need:
         group.ends,
         "",
         whole,
-        _fetch_bytes(group.calls, group.far, group.ends.far_rows, whole, reading),
+        _fetch_bytes(group.calls, group.far, group.ends.far_rows, whole, reading, far_at_hand),
         _returned(group.calls, group.far, reading.wire),
         near_fetch,
         near_return,

@@ -51,7 +51,8 @@ After:
     %dst: i64[E] = input bound dst
     %call: (f32[R]) = edge_call(@edges0, [%z], [%dst, %src])   # model.py:7
     %most: f32[R] = getitem(%call, 0)   # model.py:7
-    %sums: (f32[R]) = edge_call(@edges1, [%z, %most], [%dst, %src])   # model.py:8
+    %clamp_default: f32[R] = aten.clamp(%most, -3.4028234663852886e+38)   # model.py:8
+    %sums: (f32[R]) = edge_call(@edges1, [%z, %clamp_default], [%dst, %src])   # model.py:8
     %share: f32[R] = getitem(%sums, 0)   # model.py:8
     %give_back: (f32[N], f32[N]) = give_back([%most, %share], %dst, ['amax', 'sum e^-0'])   # model.py:8
     %getitem: f32[N] = getitem(%give_back, 0)   # model.py:8
@@ -110,10 +111,10 @@ class MergeFoldStates:
         if not found:
             return program
         rewrite = _Rewrite(copied)
-        for sums in found:
-            rewrite.read_own_maximum(sums)
         output = next(n for n in reversed(copied.graph.nodes) if n.op == "output")
         with copied.graph.inserting_before(output):
+            for sums in found:
+                rewrite.read_own_maximum(sums)
             for share in dict.fromkeys(s.share for s in found):
                 rewrite.combine([s for s in found if s.share is share])
         rewrite.drop_unread_fetches()
@@ -132,7 +133,9 @@ def _copy(program: Program) -> Program:
 def _find(call: fx.Node) -> list[_Sums]:
     """The sums of one edge call: of several maxima, if need be."""
     edges, values, columns = call.args
-    found = []
+    found: list[_Sums] = []
+    if edges.remote is not None:
+        return found
     for k, operand in enumerate(edges.operands):
         if operand.column is None:
             continue
@@ -162,7 +165,11 @@ class _Rewrite:
     def read_own_maximum(self, sums: _Sums) -> None:
         edges, values, columns = sums.call.args
         place = edges.operands[sums.operand].value
-        sums.call.args = (edges, [sums.share if k == place else v for k, v in enumerate(values)], columns)
+        self.builder.loc = sums.call.meta.get("loc", "")
+        # Of edges that are all -inf, whatever other parts have: exp(-inf - least) is 0.
+        least = torch.finfo(type_of(sums.share).dtype).min
+        share = self.builder.call(aten.clamp.default, sums.share, least)
+        sums.call.args = (edges, [share if k == place else v for k, v in enumerate(values)], columns)
 
     def combine(self, group: list[_Sums]) -> None:
         """Bring the sums relative to one part's maximum to the maximum of all parts, at their rows' owners."""
