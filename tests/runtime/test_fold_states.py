@@ -90,3 +90,33 @@ def test_infinite_and_missing_maxima() -> None:
     combine_states(torch.arange(4), (most, share), [(sums, part)])
     torch.testing.assert_close(most, torch.tensor([[-inf], [2.0], [1.0], [torch.nan]]), equal_nan=True)
     torch.testing.assert_close(sums, torch.tensor([[0.0], [3.0], [5.0], [torch.nan]]), equal_nan=True)
+
+
+@pytest.mark.parametrize("placement", ["src", "cover"])
+def test_edges_that_are_masked_in_one_part_alone(placement: str) -> None:
+    from torch_geometric.utils import softmax
+
+    class Masked(nn.Module):
+        def forward(self, score: Tensor, mask: Tensor, edge_index: Tensor) -> Tensor:
+            source, dst = edge_index
+            weight = softmax(score[source].masked_fill(~mask, -torch.inf), dst, num_nodes=score.shape[0])
+            return torch.zeros_like(score).index_add(0, dst, weight * score[source])
+
+    edge_index, owner = graph()
+    mask = (owner[edge_index[0]] == 1) | (torch.bincount(edge_index[1][owner[edge_index[0]] == 1], minlength=N) == 0)[
+        edge_index[1]
+    ]
+    score = torch.randn(N, dtype=torch.float64)
+    compiled = sarc.compile(Masked(), owner, placement=placement, exchange="whole", backend="reference")
+    wanted = Masked()(score, mask, edge_index)
+    assert torch.isfinite(wanted).all()
+    torch.testing.assert_close(compiled(score.requires_grad_(), mask, edge_index), wanted)
+
+
+def test_a_softmax_over_far_rows() -> None:
+    from torch_geometric.nn import GATConv
+
+    edge_index, owner = graph()
+    model, x = GATConv(F, 4, heads=2, flow="target_to_source"), torch.randn(N, F)
+    compiled = sarc.compile(model, owner, placement="dst", exchange="whole", backend="reference")
+    torch.testing.assert_close(compiled(x, edge_index), model(x, edge_index))
