@@ -120,6 +120,11 @@ def compile(
         placement=placement,
         objective=objective,
     )
+    if verify and offload == "cpu":
+        raise OptionError(
+            "verify=True runs the plain module on the whole graph, which offload='cpu' keeps from the GPU: expected "
+            "one of them; verify once on a graph that fits"
+        )
     return CompiledModule(
         model, partitions, pipeline, spaces=dict(spaces or {}), prefetch=prefetch, seed=seed, verify=bool(verify),
         memory_budget=budget_bytes(memory_budget), offload_dir=offload_directory(offload, offload_dir),

@@ -38,7 +38,8 @@ class FoldState:
         call: of the sums.
         operand: index of the operand that is the maximum of its row.
         value: what it is gathered from: the maximum, or that where a row has edges and a constant elsewhere.
-        maximum: the result of another edge call (a getitem) over the same edges, folded to the same rows.
+        maximum: the result of another edge call (a getitem) over the same edges, folded to the same rows; of these
+            edges alone where other parts have some of their rows.
         sums: indices of the results that have the factor.
     """
 
@@ -59,10 +60,15 @@ def find_fold_states(program: Program) -> list[FoldState]:
     found = []
     for node in program.graph.nodes:
         if node.target is edge_call:
-            states = [s for k in range(len(node.args[0].operands)) if (s := _state(node, k)) is not None]
-            sums = [r for s in states for r in s.sums]
-            found += states if len(sums) == len(set(sums)) else []  # none of two maxima
+            states = (_state(node, k) for k in range(len(node.args[0].operands)))
+            found += of_one_maximum([s for s in states if s is not None])
     return found
+
+
+def of_one_maximum(states: list[FoldState]) -> list[FoldState]:
+    """The states of one edge call; none where a sum is relative to two maxima."""
+    sums = [k for state in states for k in state.sums]
+    return states if len(sums) == len(set(sums)) else []
 
 
 def _state(call: fx.Node, operand: int) -> FoldState | None:

@@ -83,6 +83,7 @@ def is_hub(entries: int, of: int) -> bool:
 
 
 def chunk_rows(own_rows: int, peer_rows: int) -> int:
-    """Largest number of rows of one chunk: an eighth of the smaller of the two parts, or a quarter of a small one."""
+    """Largest number of rows of one chunk: an eighth of the smaller of the two parts, but 2048 where that is less, and
+    a quarter at most."""
     rows = min(own_rows, peer_rows)
     return max(1, min(rows // 4, max(rows // 8, _LEAST_CHUNK)))

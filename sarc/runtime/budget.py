@@ -85,7 +85,10 @@ def keep_if_smaller(
 
 
 def send_less(compiler: Any, host: Host, stages: Any, values: Values, binding: Binding, prefetch: int) -> Any:
-    """`stages`, or those whose gradients of rows are made of the forward pass's sums, where they send fewer bytes."""
+    """`stages`, or those whose gradients of rows are made of the forward pass's sums, where they send fewer bytes.
+
+    The prices are those before a budget, or the peak, decides anew what is kept.
+    """
     rows = _largest(run_parts({s.rank: _local_rows(s) for s in binding.order.states}, host.transport))
     factored = compiler.factored(stages, rows)
     if factored is None:

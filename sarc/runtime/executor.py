@@ -50,6 +50,7 @@ class Executor(EdgeCalls, Messages):
 
     def _visit(self, instruction: ins.Instruction, step: Work) -> Work:
         """An instruction's step: what it reads is on the device, and everything waits elsewhere while the part does."""
+        assert self.tier is not None
         _ = self._shared  # before any of it is freed
         self._come_in(instruction)
         answer = None
@@ -61,7 +62,8 @@ class Executor(EdgeCalls, Messages):
             answer = None
             if isinstance(request, Wait) and request.handle.done():
                 continue
-            self._go_out({place_of(request.tensor)} if isinstance(request, AllReduce) else set())
+            if not self.tier.alone:
+                self._go_out({place_of(request.tensor)} if isinstance(request, AllReduce) else set())
             answer = yield request
             self._come_in(instruction)
 

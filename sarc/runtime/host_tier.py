@@ -22,10 +22,14 @@ class HostTier:
 
     Args:
         smallest: bytes of the smallest storage that is worth moving.
+
+    Attributes:
+        alone: whether the process has one part, whose tables nobody makes room for: then only what is kept between the
+            passes waits.
     """
 
     def __init__(self, smallest: int = SMALLEST):
-        self.smallest = smallest
+        self.smallest, self.alone = smallest, False
 
     def holds(self, value: Tensor) -> bool:
         """Whether a value waits here."""

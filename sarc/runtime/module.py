@@ -87,6 +87,8 @@ class CompiledModule(nn.Module):
 
     def _use(self, host: Host) -> None:
         self._host = host
+        if self._tier is not None:
+            self._tier.alone = len(host.partitions.parts) == 1
         self._agreement = Agreement(host.transport)
 
     # --- calls
@@ -274,7 +276,7 @@ class CompiledModule(nn.Module):
     def __reduce__(self):
         held = self._given if self._host is None else self._placed.partitions
         settings = {"prefetch": self._variants.prefetch, "memory_budget": self._variants.memory_budget,
-                    "offload_dir": self._offload_dir}  # fmt: skip
+                    "offload_dir": self._offload_dir, "offload_host": self._tier is not None}  # fmt: skip
         return _restore, (self.model, held, self._compiler, self._spaces, settings, self.seed, self.step)
 
     # --- looking inside

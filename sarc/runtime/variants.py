@@ -104,12 +104,17 @@ class Variant:
         stages: its programs.
         wrt: inputs that receive gradients, in the order of the backward program's outputs.
         binding: to the graph of the latest call.
+        compiled: the stages before any binding chose among them: each starts from these.
     """
 
     number: int
     stages: Any
     wrt: tuple[Input, ...]
     binding: Binding | None = None
+    compiled: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.compiled = self.stages
 
     @property
     def bound(self) -> Binding:
@@ -173,6 +178,7 @@ class Variants:
             variant, made = self._compile(model, host, call, settled.wrt, arguments, values, device)
             self._by_key[key] = variant
         if variant.binding is None or not is_bound:
+            variant.stages = variant.compiled
             variant.binding = bind(self.compiler, host, variant.stages, values, self.prefetch, device, made)
             place = (self.compiler, host, variant.stages, values, variant.binding, self.prefetch)
             if self._sends_least(host, variant):

@@ -189,6 +189,7 @@ OPTIONS: dict[str, tuple[type[Exception], Callable[[], Any]]] = {
     "memory_budget negative": (OptionError, lambda: sarc.compile(Plain(), PARTS, memory_budget=-1)),
     "offload to nowhere known": (OptionError, lambda: sarc.compile(Plain(), PARTS, offload="tape")),
     "offload to the CPU from the CPU": (GraphError, lambda: sarc.compile(Plain(), PARTS, offload="cpu")(X, EDGES)),
+    "verify what is offloaded": (OptionError, lambda: sarc.compile(Plain(), PARTS, offload="cpu", verify=True)),
     "a directory for the CPU": (OptionError, lambda: sarc.compile(Plain(), PARTS, offload="cpu", offload_dir="/tmp")),
     "offload_dir alone": (OptionError, lambda: sarc.compile(Plain(), PARTS, offload_dir="/tmp")),
     "partitions a string": (PartitionError, lambda: sarc.compile(Plain(), "metis")),

@@ -72,6 +72,7 @@ space N = nodes
 space E = edges on edges
 %z: f32[E, 4] = input arg z
 %p: f32[E] = input arg p
+%mask: bool[E] = input bound mask
 %g: f32[N, 4] = input tangent 0
 %src: i64[E] = input bound src
 %dst: i64[E] = input bound dst
@@ -91,11 +92,37 @@ TIMES = "aten.mul.Tensor(%dot, %p)"
         ("dst", "z", TIMES, True),
         ("src", "z", TIMES, False),
         ("dst", "gi", TIMES, False),
+        ("dst", "z", "aten.mul.Tensor(%dot, %mask)", False),
         ("dst", "z", "aten.relu(%dot)", False),
         ("dst", "z", "aten.mul.Tensor(%dot, %dot)", False),
     ],
-    ids=["linear", "another row's gradient", "quadratic in it", "not linear", "squared"],
+    ids=["linear", "another row's gradient", "quadratic in it", "a sum of a mask", "not linear", "squared"],
 )
 def test_what_is_linear_in_its_own_row(column: str, other: str, last: str, factored: bool) -> None:
     program = parse_program(HEAD.replace("{column}", column).replace("{other}", other).replace("{last}", last))
     assert (FactorGradients().run(program) is not program) == factored
+
+
+def test_a_graph_bound_again_is_priced_again() -> None:
+    """The same shapes, another graph: the choice starts from the program as it was compiled, and is told."""
+    edge_index, owner = graph()
+    parts = sarc.partition(edge_index, num_nodes=N, assignment=owner)
+
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Net(0.0, False)
+
+        def forward(self, x: Tensor, some: Tensor, edge_index: Tensor) -> Tensor:
+            return self.net(x, edge_index[:, some])
+
+    compiled = sarc.compile(Weighted(), parts, objective="bytes", exchange="whole", backend="reference")
+    x = torch.randn(N, F, requires_grad=True)
+    prices = []
+    for step in range(2):
+        some = torch.arange(edge_index.shape[1]) % 3 != step
+        compiled(x, some, edge_index).sum().backward()
+        (note,) = compiled.plan().notes
+        prices.append(note)
+        assert f"{compiled.plan().sent_bytes} B" in note
+    assert prices[0] != prices[1]

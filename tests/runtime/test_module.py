@@ -263,3 +263,19 @@ def test_a_mask_that_changes_between_forward_and_backward(edge_index: Tensor, x:
     assert compiled._called().binding is binding
     masks[1].logical_not_()
     assert torch.allclose(compiled(x.double(), edge_index, masks[1]), plain(x.double(), edge_index, masks[1]))
+
+
+def test_a_column_that_is_spread_over_nodes(x: Tensor, edge_index: Tensor) -> None:
+    """Spread structural numbers are the step's to spread, but what names rows is bound."""
+
+    class Rooted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(FEATURES, CLASSES)
+
+        def forward(self, x, root, edge_index):
+            h = self.lin(x)
+            return h + h[root.expand(x.shape[0])]
+
+    model, root = Rooted(), torch.tensor([3])
+    assert torch.allclose(sarc.compile(model, cut(edge_index))(x, root, edge_index), model(x, root, edge_index))

@@ -47,6 +47,7 @@ import torch.fx as fx
 from sarc.ir.dialect import GATHER, REDUCE
 from sarc.ir.program import Program, remove_dead, type_of
 from sarc.passes.base import Builder, merge_common
+from sarc.passes.joint.split import depends_on_tangents
 
 aten = torch.ops.aten
 
@@ -85,13 +86,15 @@ class FactorGradients:
 
 
 class _Rewrite:
+    """One program being rewritten in place.
+
+    Attributes:
+        backward: what depends on tangents.
+    """
+
     def __init__(self, program: Program):
         self.builder = Builder(program.graph, program.spaces)
-        tangents = (n for n, e in zip(program.placeholders, program.inputs, strict=True) if e.kind == "tangent")
-        self.backward = dict.fromkeys(tangents)
-        for node in program.graph.nodes:
-            if any(n in self.backward for n in node.all_input_nodes) and node.op == "call_function":
-                self.backward[node] = None
+        self.backward = depends_on_tangents(program)
 
     def factor(self, fold: fx.Node) -> bool:
         """Replace a fold of the backward pass by folds of the forward pass; whether it is one of those."""
@@ -146,7 +149,7 @@ class _Rewrite:
         if value.target is aten.mul.Tensor:
             inner, factor = args if args[0] in self.backward else args[::-1]
             return self._times(inner, factor, value, column)
-        if value.target is aten.where.self and _is_multiple(args[2], args[1]):
+        if value.target is aten.where.self and args[0] not in self.backward and _is_multiple(args[2], args[1]):
             # Of a number and a multiple of it, as the derivative of a leaky_relu has it.
             one = self.builder.call(aten.full.default, [], 1, dtype=type_of(value).dtype)
             slope = self.builder.call(aten.full.default, [], args[2].args[1], dtype=type_of(value).dtype)
@@ -160,17 +163,14 @@ class _Rewrite:
         if isinstance(factor, fx.Node) and (factor in self.backward or type_of(factor).dims != type_of(value).dims):
             return None
         terms = self._terms(inner, column)
-        if terms is None or (not isinstance(factor, fx.Node) and any(t.edge is None for t in terms)):
-            return self._scaled_rows(terms, factor)
-        mul = aten.mul.Tensor
-        edges = [factor if t.edge is None else self.builder.call(mul, t.edge, factor) for t in terms]
-        return [replace(t, edge=edge) for t, edge in zip(terms, edges, strict=True)]  # type: ignore[arg-type]
+        return None if terms is None else [self._scaled(t, factor) for t in terms]
 
-    def _scaled_rows(self, terms: list[_Term] | None, factor: object) -> list[_Term] | None:
-        """Terms times a constant, which goes to their rows."""
-        if terms is None:
-            return None
-        return [replace(t, row=self.builder.call(aten.mul.Tensor, t.row, factor)) for t in terms]
+    def _scaled(self, term: _Term, factor: object) -> _Term:
+        if term.edge is not None:
+            return replace(term, edge=self.builder.call(aten.mul.Tensor, term.edge, factor))
+        if isinstance(factor, fx.Node):
+            return replace(term, edge=factor)
+        return replace(term, row=self.builder.call(aten.mul.Tensor, term.row, factor))
 
     def _product_of_features(self, value: fx.Node, column: fx.Node) -> list[_Term] | None:
         """sum_f row[i, .., f] features[e, .., f] of one row's gather and the forward pass's features."""

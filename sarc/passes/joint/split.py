@@ -83,7 +83,7 @@ class Division:
         self.spaces = joint.spaces
         self.in_forward = _needed_by([*results, *(n for n in joint.graph.nodes if "keep" in n.meta)])
         self.in_forward |= {n for n in joint.graph.nodes if is_getitem(n) and n.args[0] in self.in_forward}
-        self.late = _depends_on_tangents(joint)
+        self.late = depends_on_tangents(joint)
         self.free = _free_values(joint)
         needed = _needed_by(self.grads)
         self.needed_late = [n for n in joint.graph.nodes if n in needed and n in self.late]
@@ -165,7 +165,8 @@ def _needed_by(roots: list[fx.Node], stop=lambda node: False) -> set[fx.Node]:
     return found
 
 
-def _depends_on_tangents(joint: Program) -> set[fx.Node]:
+def depends_on_tangents(joint: Program) -> set[fx.Node]:
+    """The tangents of a joint program, and what is made of them."""
     late = {n for n, e in zip(joint.placeholders, joint.inputs, strict=True) if e.kind == "tangent"}
     for node in joint.graph.nodes:
         if node.op == "call_function" and any(n in late for n in node.all_input_nodes):

@@ -65,37 +65,30 @@ It does nothing to sums that depend on a maximum in another way, or of edges at 
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 import torch.fx as fx
 
 from sarc.ir.collective import fetch, give_back, maximum_of, relative_to
 from sarc.ir.edge_program import edge_call
-from sarc.ir.fold_states import behind_guard, exchanged, is_maximum, relative_sums, stands_alone
+from sarc.ir.fold_states import (
+    FoldState,
+    behind_guard,
+    exchanged,
+    is_maximum,
+    of_one_maximum,
+    relative_sums,
+    stands_alone,
+)
 from sarc.ir.program import Program, type_of
 from sarc.passes.base import Builder
 
 aten = torch.ops.aten
 
-
-@dataclass(frozen=True)
-class _Sums:
-    """Sums that a part can make relative to its own maximum.
-
-    Attributes:
-        call, operand: the edge call and its operand that reads the maximum of all parts.
-        top: that maximum, of the rows' owners.
-        share, source: the part's own maximum as it is folded, and at the rows' owners.
-        results: indices of the sums.
-    """
-
-    call: fx.Node
-    operand: int
-    top: fx.Node
-    share: fx.Node
-    source: fx.Node
-    results: tuple[int, ...]
+# A give-back and the place of one of its shares.
+_Entry = tuple[fx.Node, int]
 
 
 class MergeFoldStates:
@@ -106,53 +99,42 @@ class MergeFoldStates:
     def run(self, program: Program) -> Program:
         if not any(node.target is give_back for node in program.graph.nodes):
             return program
-        copied = _copy(program)
-        found = [s for node in copied.graph.nodes if node.target is edge_call for s in _find(node)]
+        copied = program.copy()
+        calls = [node for node in copied.graph.nodes if node.target is edge_call]
+        found = {state: source for call in calls for state, source in _find(call).items()}
         if not found:
             return program
         rewrite = _Rewrite(copied)
         output = next(n for n in reversed(copied.graph.nodes) if n.op == "output")
         with copied.graph.inserting_before(output):
-            for sums in found:
-                rewrite.read_own_maximum(sums)
-            for share in dict.fromkeys(s.share for s in found):
-                rewrite.combine([s for s in found if s.share is share])
+            for state in found:
+                rewrite.read_own_maximum(state)
+            for source in dict.fromkeys(found.values()):
+                rewrite.combine([state for state in found if found[state] is source], source)
         rewrite.drop_unread_fetches()
         return replace(copied, graph=_sorted(copied.graph))
 
 
-def _copy(program: Program) -> Program:
-    graph = fx.Graph()
-    env: dict[fx.Node, fx.Node] = {}
-    for node in program.graph.nodes:
-        env[node] = graph.node_copy(node, env.__getitem__)
-        env[node].meta = dict(node.meta)
-    return replace(program, graph=graph, spaces=program.spaces.copy())
-
-
-def _find(call: fx.Node) -> list[_Sums]:
-    """The sums of one edge call: of several maxima, if need be."""
+def _find(call: fx.Node) -> dict[FoldState, fx.Node]:
+    """The states of one edge call whose rows have edges elsewhere, and the part's own maximum at the rows' owners."""
     edges, values, columns = call.args
-    found: list[_Sums] = []
-    if edges.remote is not None:
-        return found
-    for k, operand in enumerate(edges.operands):
+    found: dict[FoldState, fx.Node] = {}
+    for k, operand in enumerate(edges.operands if edges.remote is None else ()):
         if operand.column is None:
             continue
         column, value = columns[operand.column], values[operand.value]
         top = exchanged(value) or value
         most = behind_guard(top)
         sources = most.args if most.target is aten.maximum.default else (most,)
+        if top is value and len(sources) == 1:  # all edges of a row are here
+            continue
         for source in sources:
             share = exchanged(source) or source
-            if top is value and len(sources) == 1:  # all edges of a row are here
-                continue
             if is_maximum(share, edges.space, column) and stands_alone(call, k, share):
-                results = relative_sums(edges, k)
-                if results:
-                    found.append(_Sums(call, k, top, share, source, results))
-    taken = [r for s in found for r in s.results]
-    return found if len(taken) == len(set(taken)) else []
+                sums = relative_sums(edges, k)
+                if sums:
+                    found[FoldState(call, k, top, share, sums)] = source
+    return {state: found[state] for state in of_one_maximum([*found])}
 
 
 class _Rewrite:
@@ -162,29 +144,29 @@ class _Rewrite:
         self.graph = program.graph
         self.builder = Builder(program.graph, program.spaces)
 
-    def read_own_maximum(self, sums: _Sums) -> None:
-        edges, values, columns = sums.call.args
-        place = edges.operands[sums.operand].value
-        self.builder.loc = sums.call.meta.get("loc", "")
+    def read_own_maximum(self, state: FoldState) -> None:
+        edges, values, columns = state.call.args
+        place = edges.operands[state.operand].value
+        self.builder.loc = state.call.meta.get("loc", "")
         # Of edges that are all -inf, whatever other parts have: exp(-inf - least) is 0.
-        least = torch.finfo(type_of(sums.share).dtype).min
-        share = self.builder.call(aten.clamp.default, sums.share, least)
-        sums.call.args = (edges, [share if k == place else v for k, v in enumerate(values)], columns)
+        least = torch.finfo(type_of(state.maximum).dtype).min
+        own = self.builder.call(aten.clamp.default, state.maximum, least)
+        state.call.args = (edges, [own if k == place else v for k, v in enumerate(values)], columns)
 
-    def combine(self, group: list[_Sums]) -> None:
+    def combine(self, states: list[FoldState], source: fx.Node) -> None:
         """Bring the sums relative to one part's maximum to the maximum of all parts, at their rows' owners."""
-        owned = {(s.call, k): _result(s.call, k) for s in group for k in s.results}
-        maximum = group[0].source
-        if exchanged(maximum) is not None:
-            given = self._give_back([group[0].share, *owned.values()])
-            maximum, owned = given[0], dict(zip(owned, given[1:], strict=True))
-        for sums in group:
-            if sums.top is group[0].source:  # relative to the maximum of all parts already
+        owned = {(s.call, k): _result(s.call, k) for s in states for k in s.sums}
+        maximum = source
+        if exchanged(source) is not None:
+            maximum, *given = self._give_back([states[0].maximum, *owned.values()])
+            owned = dict(zip(owned, given, strict=True))
+        for state in states:
+            if state.value is source:  # relative to the maximum of all parts already
                 continue
-            self.builder.loc = sums.call.meta.get("loc", "")
-            factor = self._factor(maximum, sums.top)
-            for k in sums.results:
-                self._scale(owned[sums.call, k], factor)
+            self.builder.loc = state.call.meta.get("loc", "")
+            factor = self._factor(maximum, state.value)
+            for k in state.sums:
+                self._scale(owned[state.call, k], factor)
 
     def _give_back(self, state: list[fx.Node]) -> list[fx.Node]:
         """A maximum and the sums relative to it, from the give-backs that they are in, in one; what it gives of them.
@@ -192,35 +174,35 @@ class _Rewrite:
         What else the sums' give-backs hold goes along; what else the maximum's holds stays in its own.
         """
         before = [next(u for u in share.users if u.target is give_back) for share in state]
-        loc, column = before[-1].meta.get("loc", ""), before[0].args[1]
         entries = [(call, call.args[0].index(share)) for call, share in zip(before, state, strict=True)]
+        folds = dict.fromkeys(entries[1:], relative_to(0))
         for call in dict.fromkeys(before[1:]):
             entries += [(call, k) for k in range(len(call.args[0])) if (call, k) not in entries]
-        folds = ["amax", *[relative_to(0)] * (len(state) - 1)]
-        for call, k in entries[len(state) :]:
-            top = maximum_of(call.args[2][k])
-            folds.append(call.args[2][k] if top is None else relative_to(entries.index((call, top))))
         stays = [(before[0], k) for k in range(len(before[0].args[0])) if (before[0], k) not in entries]
-        given = self._rebuild(entries, column, folds, loc)
+        given = self._rebuild(entries, folds, before[-1])
         if stays:
-            self._rebuild(stays, column, [call.args[2][k] for call, k in stays], before[0].meta.get("loc", ""))
+            self._rebuild(stays, {}, before[0])
         for call in dict.fromkeys(before):
             for read in list(call.users):
                 self.graph.erase_node(read)
             self.graph.erase_node(call)
         return given[: len(state)]
 
-    def _rebuild(
-        self, entries: list[tuple[fx.Node, int]], column: fx.Node, folds: list[str], loc: str
-    ) -> list[fx.Node]:
-        """A give-back of entries of others; who reads them there reads them here."""
+    def _rebuild(self, entries: list[_Entry], folds: Mapping[_Entry, str], like: fx.Node) -> list[fx.Node]:
+        """A give-back of entries of others; who reads them there reads them here.
+
+        Args:
+            folds: of those that are folded in another way than there.
+        """
         shares = [call.args[0][k] for call, k in entries]
-        made = self.graph.call_function(give_back, (shares, column, folds))
-        made.meta = {"type": tuple(call.meta["type"][k] for call, k in entries), "loc": loc}
+        made = self.graph.call_function(
+            give_back, (shares, like.args[1], [folds.get(e) or _fold(e, entries) for e in entries])
+        )
+        made.meta = {"type": tuple(call.meta["type"][k] for call, k in entries), "loc": like.meta.get("loc", "")}
         found = []
         for place, (call, k) in enumerate(entries):
             read = self.graph.call_function(operator.getitem, (made, place))
-            read.meta = {"type": made.meta["type"][place], "loc": loc}
+            read.meta = {**made.meta, "type": made.meta["type"][place]}
             for earlier in [u for u in call.users if u.args[1] == k]:
                 earlier.replace_all_uses_with(read)
             found.append(read)
@@ -258,6 +240,13 @@ class _Rewrite:
                 read.args = (node, kept.index(read.args[1]))
 
 
+def _fold(entry: _Entry, entries: list[_Entry]) -> str:
+    """How an entry of a give-back is folded among other entries."""
+    call, k = entry
+    top = maximum_of(call.args[2][k])
+    return call.args[2][k] if top is None else relative_to(entries.index((call, top)))
+
+
 def _result(call: fx.Node, index: int) -> fx.Node:
     """The value of one result of an edge call."""
     return next(u for u in call.users if u.target is operator.getitem and u.args[1] == index)
@@ -278,5 +267,4 @@ def _sorted(graph: fx.Graph) -> fx.Graph:
         stack.pop()
         if node not in env:
             env[node] = made.node_copy(node, env.__getitem__)
-            env[node].meta = dict(node.meta)
     return made
