@@ -76,7 +76,7 @@ class Executor(EdgeCalls, Messages):
             value = self.env.get(name)
             if self.nodes[name].op != "placeholder":
                 made.append(name)
-            elif isinstance(value, Tensor) and value.is_floating_point() and self.tier.holds(value):
+            elif name in self._waiting and isinstance(value, Tensor) and self.tier.holds(value):
                 self.at_home[name] = value
                 self.env[name] = self.tier.copy(value, self.device)
         self.tier.bring(self.env, made, self.device)
@@ -103,6 +103,12 @@ class Executor(EdgeCalls, Messages):
         own = [n for n, e in zip(self.program.placeholders, self.program.inputs, strict=True)
                if e.kind in ("arg", "tangent") and n.meta["type"].dtype.is_floating_point]  # fmt: skip
         return {n.name for n in self.program.graph.nodes if n.op == "call_function"} | {n.name for n in own}
+
+    @cached_property
+    def _waiting(self) -> set[str]:
+        """Names of the inputs that may wait: seed and step of draws are the CPU's wherever the rows are."""
+        named = zip(self.program.placeholders, self.program.inputs, strict=True)
+        return {n.name for n, entry in named if entry.kind != "rng"}
 
     @cached_property
     def _shared(self) -> set[int]:
