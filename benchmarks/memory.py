@@ -193,7 +193,7 @@ def exponent(parts: Sequence[int], peaks: Sequence[float]) -> float:
 @click.option("--threads", default=1, show_default=True, help="Of each process.")
 @click.option("--exchange", default="ring", show_default=True, help="Of sarc.compile; ring holds no halo whole.")
 @click.option("--steps", default=0, show_default=True, help="Steps timed after two that warm up.")
-@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows.")
+@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows, as they come.")
 @click.option("--child", hidden=True)
 def main(
     nodes, degree, graphs, models, counts, contestants, threads, exchange, steps, file, child: str | None
@@ -204,6 +204,11 @@ def main(
         return
     rows: list[dict[str, Any]] = []
 
+    def save() -> None:
+        if file is not None:
+            about = {"nodes": nodes, "degree": degree, "threads": threads, "exchange": exchange}
+            file.write_text(json.dumps({**about, "rows": rows}, indent=1))
+
     def add(**given: Any) -> float | None:
         row = dict(given)
         try:
@@ -211,6 +216,7 @@ def main(
         except RuntimeError as failure:
             row["note"] = str(failure)
         rows.append(row)
+        save()
         sizes = "  ".join(f"{k} {row[k] / MEBI:8.1f}" for k in ("peak", "saved", "tracked", "predicted") if k in row)
         how = "ranks" if given["ranks"] else "parts in one process"
         head = f"{given['graph']:9} {given['model']:4} {given['contestant']:15} {given['parts']:2} {how:20}"
@@ -231,9 +237,7 @@ def main(
                     slope = exponent(*zip(*known, strict=True))
                     print(f"{graph:9} {model:4} peak of one of P {kind} ~ P^{slope:.2f}")
                     rows.append({**about, "of": kind, "exponent": slope})
-    if file is not None:
-        about = {"nodes": nodes, "degree": degree, "threads": threads, "exchange": exchange}
-        file.write_text(json.dumps({**about, "rows": rows}, indent=1))
+    save()
 
 
 if __name__ == "__main__":

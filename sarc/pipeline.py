@@ -42,8 +42,9 @@ from sarc.passes.forward.raise_graph_ops import RaiseGraphOps
 from sarc.passes.forward.split_attention import SplitAttention
 from sarc.passes.joint.differentiate import differentiate
 from sarc.passes.joint.factor_gradients import FactorGradients
+from sarc.passes.joint.fold_products import FoldProducts
 from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
-from sarc.passes.joint.rematerialise import Limits, Rematerialise
+from sarc.passes.joint.rematerialise import WORTH, Limits, Rematerialise
 from sarc.passes.joint.simplify import Simplify
 from sarc.passes.joint.split import split
 from sarc.passes.partitioned.add_products import AddProducts
@@ -188,13 +189,20 @@ class Pipeline:
         known = {**rows, "halo": max(halos.values(), default=0)}
         return self.divide(Stages(stages.captured, {**stages.programs, "joint": joint}, stages.captured_answers), known)
 
-    def divide(self, stages: Stages, rows: Mapping[str, int] | None = None, most_bytes: float | None = None) -> Stages:
+    def divide(
+        self,
+        stages: Stages,
+        rows: Mapping[str, int] | None = None,
+        most_bytes: float | None = None,
+        worth: float = WORTH,
+    ) -> Stages:
         """The forward and the backward program of a joint one.
 
         Args:
             most_bytes: of the values kept between them, on one part; None: as `Rematerialise` finds fit.
+            worth: what a value made again must save (see `Limits`).
         """
-        planner = Rematerialise(rows, Limits(most_bytes=most_bytes))
+        planner = Rematerialise(rows, Limits(most_bytes=most_bytes, worth=worth))
         joint = self.after(Rematerialise.name, planner.run(stages["joint"]))
         forward, backward = (self.after("split", program) for program in split(joint))
         forward, backward = (self.after(FuseEdgePrograms.name, FuseEdgePrograms().run(p)) for p in (forward, backward))
@@ -208,6 +216,16 @@ class Pipeline:
             return None
         joint = self.after(FactorGradients.name, joint)
         return self.divide(Stages(stages.captured, {**stages.programs, "joint": joint}, stages.captured_answers), rows)
+
+    def fewer_tables(self, stages: Stages, rows: Mapping[str, int]) -> list[Stages]:
+        """Stages whose backward pass reads fewer tables of the forward pass and gathers more (`FoldProducts`), with
+        more kept and with less; none where it reads no table for a product alone."""
+        joint = FoldProducts().run(stages["joint"])
+        if joint is stages["joint"]:
+            return []
+        joint = self.after(Simplify.name, Simplify().run(self.after(FoldProducts.name, joint)))
+        folded = Stages(stages.captured, {**stages.programs, "joint": joint}, stages.captured_answers)
+        return [self.divide(folded, rows, worth=worth) for worth in (2 * WORTH, WORTH)]
 
     def _bind_data(
         self, stages: Stages, wrt: frozenset[Input], halos: Mapping[str, int], rows: Mapping[str, int]
@@ -302,7 +320,7 @@ class Pipeline:
             program = after(MergeRowPhases.name, MergeRowPhases(has, tight, hubs).run(program))
             program = after(FuseRows.name, FuseRows(has).run(program))
         program = after(OrderLifetimes.name, OrderLifetimes().run(program))
-        over = ReuseStorage(overwritable if has is has_kernel else None)
+        over = ReuseStorage(overwritable if has is has_kernel else None, self.objective == "memory")
         return after(ReuseStorage.name, over.run(program))
 
     def exchange_in_chunks(self) -> bool:

@@ -56,9 +56,10 @@ def _stored_in_place(program: EdgeProgram) -> Iterator[tuple[int, int]]:
             operands = [(n, o) for n, o in zip(body.placeholders, program.operands, strict=True) if o.value == value]
             if not all(o.column is None and o.axis == 0 and _fits(o.type, result.type) for _, o in operands):
                 continue
-            made = _made_of(body, [n for n, _ in operands])
+            # What is made of the row's sums alone is made when the row has been read.
+            made = _made_entrywise(body, [n for n, _ in operands])
             entries = all(_keeps_entries(n, root) for n in made & _behind(root))
-            visits = [body.phases[n] for n in made if body.sinks(n)]
+            visits = [body.phases[n] for n in body.nodes if body.sinks(n) and made & set(n.all_input_nodes)]
             visits += [body.fold_phase(n) for n in body.roots.values() if n in made]
             later = range(k + 1, len(program.results))
             stored_later = any(body.roots[j] in made for j in later if program.results[j].kind == "store")
@@ -72,11 +73,11 @@ def _keeps_entries(node: fx.Node, root: fx.Node) -> bool:
     return pointwise and node.meta["type"].dims[1:] == root.meta["type"].dims[1:]
 
 
-def _made_of(body: Body, nodes: list[fx.Node]) -> set[fx.Node]:
-    """`nodes` and what is computed from them."""
+def _made_entrywise(body: Body, nodes: list[fx.Node]) -> set[fx.Node]:
+    """`nodes` and what is computed from them, but by way of sums over a row's entries."""
     found = set(nodes)
     for node in body.nodes:
-        if any(n in found for n in node.all_input_nodes):
+        if not body.sinks(node) and any(n in found for n in node.all_input_nodes):
             found.add(node)
     return found
 

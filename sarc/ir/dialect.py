@@ -171,22 +171,29 @@ _BLOCK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 25}
 
 
 def product_block(width: int, itemsize: int, device: str) -> int:
-    """Rows that `sarc::mm_` multiplies at once: its result goes to memory of this many rows first."""
+    """Rows of a result that `sarc::mm_` computes at once, in memory of their own."""
     return max(1, _BLOCK_BYTES.get(device, 1 << 20) // max(1, width * itemsize))
 
 
 def _mm_(x: Tensor, matrix: Tensor) -> Tensor:
-    """`x` [S, F] @ `matrix` [F, F], written over `x`."""
-    rows = product_block(x.shape[1], x.element_size(), x.device.type)
-    room = x.new_empty((min(rows, x.shape[0]), x.shape[1]))
-    for block in x.split(rows):
-        block.copy_(torch.mm(block, matrix, out=room[: block.shape[0]]))
-    return x
+    """`x` [S, F] @ `matrix` [F, G], G <= F, written over `x` from its first entry on, row behind row."""
+    over = _front(x, matrix.shape[1])
+    rows = product_block(over.shape[1], x.element_size(), x.device.type)
+    room = x.new_empty((min(rows, x.shape[0]), over.shape[1]))
+    # A block of the result ends where its rows of x end, or before: it covers none that are still to be read.
+    for block, place in zip(x.split(rows), over.split(rows), strict=True):
+        place.copy_(torch.mm(block, matrix, out=room[: block.shape[0]]))
+    return over
+
+
+def _front(x: Tensor, width: int) -> Tensor:
+    """The first S * `width` entries of contiguous `x` [S, F], as [S, `width`]."""
+    return x.view(-1)[: x.shape[0] * width].view(x.shape[0], width)
 
 
 torch.library.define("sarc::mm_", "(Tensor(a!) self, Tensor mat2) -> Tensor(a!)")
 torch.library.impl("sarc::mm_", ("CPU", "CUDA"), _mm_)
-torch.library.impl("sarc::mm_", "Meta", lambda x, matrix: x)
+torch.library.impl("sarc::mm_", "Meta", lambda x, matrix: _front(x, matrix.shape[1]))
 
 
 def _gather_setup(ctx, inputs, output):

@@ -296,11 +296,13 @@ def add_product(call: Call) -> Dims:
 
 
 def product_over(call: Call) -> Dims:
-    """mm_: a product of rows with a replicated square matrix, written over the rows."""
+    """mm_: a product of rows with a replicated matrix that is no wider than high, written over the rows."""
     table, matrix = call.type("self"), call.type("mat2")
-    if isinstance(table.dims[1], Rows) or matrix.dims != (table.dims[1], table.dims[1]):
+    if matrix.spaces or isinstance(table.dims[1], Rows) or matrix.dims[0] != table.dims[1]:
         raise call.refuse(*MIXES_ROWS)
-    return table.dims
+    if matrix.dims[1] > matrix.dims[0]:
+        raise call.refuse(*MIXES_ROWS)
+    return (table.dims[0], matrix.dims[1])
 
 
 def feature_index(call: Call) -> Dims:

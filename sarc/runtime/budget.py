@@ -54,6 +54,12 @@ def fit_budget(
             best = min(best, worst, key=lambda plan: plan.total)
         if not everything:
             break
+    for candidate in compiler.fewer_tables(stages, rows) if trained else ():
+        schedule_stages(compiler, host, candidate, values, binding, prefetch)
+        worst = _largest_plan(binding, host)
+        if worst.total <= budget:
+            return candidate
+        best = worst if best is None or worst.total < best.total else best
     assert best is not None
     largest = ", ".join(
         f"%{t.name} {t.nbytes} B ({t.category}{f', {t.loc}' if t.loc else ''})" for t in best.terms[:_TERMS]
@@ -65,23 +71,32 @@ def fit_budget(
     )
 
 
-def keep_if_smaller(
-    compiler: Any, host: Host, stages: Any, values: Values, binding: Binding, prefetch: int
-) -> Any:
-    """`stages`, or those that keep everything where their predicted peak is no higher: they take less time.
+def least_peak(compiler: Any, host: Host, stages: Any, values: Values, binding: Binding, prefetch: int) -> Any:
+    """The stages with the lowest predicted peak: `stages`, or those that keep everything, which take less time; under
+    objective "memory" also those whose backward pass folds products from the edges.
 
-    What is made again is there for a while, and may itself be the peak. Small graphs are left alone: the comparison
+    What is made again is there for a while, and may itself be the peak. Small graphs are left alone: each comparison
     takes another lowering.
     """
-    chosen = _largest_plan(binding, host)
-    if chosen.peak < _WORTH_COMPARING or not any("again" in n.meta for n in stages["joint"].graph.nodes):
+    least = _largest_plan(binding, host).peak
+    if least < _WORTH_COMPARING:
         return stages
-    everything = compiler.divide(stages, None, math.inf)
-    schedule_stages(compiler, host, everything, values, binding, prefetch)
-    if _largest_plan(binding, host).peak <= chosen.peak:
-        return everything
-    schedule_stages(compiler, host, stages, values, binding, prefetch)
-    return stages
+    candidates = []
+    if compiler.objective == "memory":
+        rows = _largest(run_parts({s.rank: _local_rows(s) for s in binding.order.states}, host.transport))
+        candidates += compiler.fewer_tables(stages, rows)
+    if any("again" in n.meta for n in stages["joint"].graph.nodes):
+        candidates.append(compiler.divide(stages, None, math.inf))
+    chosen, scheduled = stages, stages
+    for candidate in candidates:
+        schedule_stages(compiler, host, candidate, values, binding, prefetch)
+        scheduled = candidate
+        peak = _largest_plan(binding, host).peak
+        if peak < least or (peak == least and candidate is candidates[-1]):
+            chosen, least = candidate, peak
+    if scheduled is not chosen:
+        schedule_stages(compiler, host, chosen, values, binding, prefetch)
+    return chosen
 
 
 def send_less(compiler: Any, host: Host, stages: Any, values: Values, binding: Binding, prefetch: int) -> Any:

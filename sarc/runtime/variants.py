@@ -23,7 +23,7 @@ from sarc.runtime.binding import (
     measure_halos,
     structural_tensors,
 )
-from sarc.runtime.budget import fit_budget, keep_if_smaller, send_less
+from sarc.runtime.budget import fit_budget, least_peak, send_less
 from sarc.runtime.host import Host
 from sarc.runtime.memory_plan import make_memory_plans, spare_bytes
 from sarc.runtime.plan import log_binding
@@ -187,7 +187,7 @@ class Variants:
             if self.memory_budget is not None:
                 variant.stages = fit_budget(*place, self.memory_budget)
             elif "joint" in variant.stages.programs:
-                variant.stages = keep_if_smaller(*place)
+                variant.stages = least_peak(*place)
             if self.tight and len(host.partitions.parts) == 1:  # the parts of a process share their pool
                 variant.binding.spare = spare_bytes(make_memory_plans(variant.binding)[0])
             log_binding(variant.binding, self.compiler.cost, self.compiler.runs)

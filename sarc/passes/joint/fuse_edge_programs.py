@@ -33,6 +33,7 @@ It does nothing to a program without folds over edges: the same object comes bac
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass
 
@@ -49,6 +50,8 @@ from sarc.ir.space import Rows, Size, Spaces, ValueType
 aten = torch.ops.aten
 
 _WHOLE_ROWS = {ROW_IDS, SELECT_ROWS}
+# Of folds that may share a traversal: edge space, number of folds before them, names of the columns.
+_Key = tuple[str, int, frozenset[str]]
 
 
 @dataclass(frozen=True)
@@ -224,7 +227,7 @@ def _group(program: Program, folds: list[Fold]) -> list[list[Fold]]:
     """Folds that share a traversal: one space, one depth (so none depends on another), one set of columns."""
     by_node = {f.node: f for f in folds}
     depth: dict[fx.Node, int] = {}
-    groups: dict[object, list[Fold]] = {}
+    groups: dict[_Key, list[Fold]] = {}
     for node in program.graph.nodes:
         depth[node] = max((depth[n] for n in node.all_input_nodes), default=0)
         fold = by_node.get(node)
@@ -232,7 +235,49 @@ def _group(program: Program, folds: list[Fold]) -> list[list[Fold]]:
             columns = frozenset(c.name for c in _columns_of(fold, program, set(by_node)))
             groups.setdefault((fold.space, depth[node], columns), []).append(fold)
             depth[node] += 1
+    groups = _postpone(groups, program, set(by_node))
     return [part for group in groups.values() for part in _apart(group, program, set(by_node))]
+
+
+def _postpone(groups: dict[_Key, list[Fold]], program: Program, folds: set[fx.Node]) -> dict[_Key, list[Fold]]:
+    """The groups, where a fold that no other one waits for is made with the later one that it shares most rows with.
+
+    Without this the gradient of gathered rows, which needs no sums of the backward pass, would be made with them, and
+    the gradients of the scores would gather the same rows again.
+    """
+    gathered = {f.node: _gathered(f, program, folds) for group in groups.values() for f in group}
+    deadlines = _deadlines(groups, program)
+    found: dict[_Key, list[Fold]] = {key: [] for key in groups}
+    for key, group in groups.items():
+        space, depth, columns = key
+        for fold in group:
+            others = {
+                k: set().union(*(gathered[f.node] for f in groups[k] if f is not fold))
+                for k in groups
+                if k[0] == space and k[2] == columns and depth <= k[1] < deadlines[fold.node]
+            }
+            shared = {k: sum(size for _, size in gathered[fold.node] & others[k]) for k in others}
+            found[max(shared, key=lambda k: (shared[k], -k[1]))].append(fold)
+    place = {node: k for k, node in enumerate(program.graph.nodes)}
+    return {key: sorted(group, key=lambda f: place[f.node]) for key, group in found.items() if group}
+
+
+def _deadlines(groups: dict[_Key, list[Fold]], program: Program) -> dict[fx.Node, float]:
+    """Of each fold, the least depth of the folds that need it."""
+    depths = {f.node: key[1] for key, group in groups.items() for f in group}
+    found: dict[fx.Node, float] = {}
+    for node in reversed(program.graph.nodes):
+        found[node] = min((depths.get(user, found[user]) for user in node.users), default=math.inf)
+    return found
+
+
+def _gathered(fold: Fold, program: Program, folds: set[fx.Node]) -> set[tuple[fx.Node, int]]:
+    """The gathers of rows that a fold needs, with the bytes of one row."""
+    return {
+        (node, math.prod(d for d in node.meta["type"].dims if isinstance(d, int)) * node.meta["type"].dtype.itemsize)
+        for node in _region(fold, program, folds)
+        if node.target is GATHER and isinstance(node.args[0].meta["type"].dims[node.args[2]], Rows)
+    }
 
 
 def _apart(group: list[Fold], program: Program, folds: set[fx.Node]) -> list[list[Fold]]:

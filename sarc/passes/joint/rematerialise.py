@@ -76,10 +76,13 @@ class Limits:
     Attributes:
         most_extra_work: share of a step's work that may be added.
         most_bytes: of kept values, on one part; None: as few as pay, and `most_extra_work` allows.
+        worth: what pays: share of kept bytes that a share of a step's work saves.
     """
 
     most_extra_work: float = MOST_EXTRA_WORK
     most_bytes: float | None = None
+    worth: float = WORTH
+
 
 
 class Rematerialise:
@@ -140,7 +143,7 @@ class Plan:
         everything = keep_all(self.problem)
         if limits.most_bytes is None:
             most = everything.work + limits.most_extra_work * self.step_work
-            paying = cheapest(self.problem, 1 / max(everything.nbytes, 1), WORTH / max(self.step_work, 1e-30))
+            paying = cheapest(self.problem, 1 / max(everything.nbytes, 1), limits.worth / max(self.step_work, 1e-30))
             assert paying is not None
             return paying if paying.work <= most else least_bytes(self.problem, most) or everything
         if everything.nbytes <= limits.most_bytes:

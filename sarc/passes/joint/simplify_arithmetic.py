@@ -11,7 +11,7 @@ import torch.fx as fx
 from sarc.ir.dialect import REDUCE
 from sarc.ir.layout_rules import reduced_axes
 from sarc.ir.program import type_of
-from sarc.ir.space import Rows
+from sarc.ir.space import Dim, Rows
 from sarc.passes.base import Builder, Rules
 
 aten = torch.ops.aten
@@ -99,6 +99,72 @@ def scaled_twice(node: fx.Node, builder: Builder) -> fx.Node | None:
     if _number(factor) is None or not _once(x, MUL) or _number(x.args[1]) is None:
         return None
     return builder.call(MUL, x.args[0], x.args[1] * factor)
+
+
+def scaled_operand(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """(x * c) * w -> x * (w * c), where w has fewer entries than x"""
+    if node.kwargs or not all(isinstance(a, fx.Node) for a in node.args):
+        return None
+    x, w = node.args
+    scaled = _scaled_by(x)
+    if scaled is None and node.target is MUL:
+        x, w = w, x
+        scaled = _scaled_by(x)
+    if scaled is None or not _narrower(w, x):
+        return None
+    (plain, views), (target, factor) = _below_views(x), scaled
+    if node.target is DIV:
+        target = DIV if target is MUL else MUL
+    return builder.call(node.target, _viewed(plain.args[0], views, builder), builder.call(target, w, factor))
+
+
+def sum_of_scaled(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """sum((x * c) * y) -> sum(x * y) * c"""
+    product = node.args[0]
+    if not _once(product, MUL) or node.kwargs or not all(isinstance(a, fx.Node) for a in product.args):
+        return None
+    for x, y in (product.args, product.args[::-1]):
+        scaled = _scaled_by(x)
+        if scaled is None or not _narrower(node, product):
+            continue
+        plain, views = _below_views(x)
+        unscaled = builder.call(MUL, _viewed(plain.args[0], views, builder), y)
+        return builder.call(scaled[0], builder.call(node.target, unscaled, *node.args[1:]), scaled[1])
+    return None
+
+
+def _scaled_by(x: fx.Node) -> tuple[object, float | int] | None:
+    """How a value of floating point, perhaps with axes of length one added, is scaled by a number."""
+    plain, _ = _below_views(x)
+    if plain.target not in (MUL, DIV) or plain.kwargs or not isinstance(plain.args[0], fx.Node):
+        return None
+    factor = _number(plain.args[1])
+    if not factor or type_of(plain.args[0]) != type_of(plain) or not type_of(plain).dtype.is_floating_point:
+        return None
+    return plain.target, factor
+
+
+def _below_views(x: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
+    """A value without the axes of length one that are added to it, and the calls that add them, innermost first."""
+    views: list[fx.Node] = []
+    while _is(x, aten.unsqueeze.default):
+        views.insert(0, x)
+        x = x.args[0]
+    return x, views
+
+
+def _viewed(x: fx.Node, views: list[fx.Node], builder: Builder) -> fx.Node:
+    for view in views:
+        x = builder.call(view.target, x, *view.args[1:])
+    return x
+
+
+def _narrower(w: fx.Node, x: fx.Node) -> bool:
+    """Whether a value has fewer entries than another one: of a row, where both have the same rows."""
+    a, b = type_of(w), type_of(x)
+    entries = [math.prod(d for d in t.dims if not isinstance(d, Rows)) for t in (a, b)]
+    rows = [[d for d in t.dims if isinstance(d, Rows)] for t in (a, b)]
+    return a.dtype == b.dtype and entries[0] < entries[1] and rows[0] in ([], rows[1])
 
 
 def sum_of_spread(node: fx.Node, builder: Builder) -> fx.Node | None:
@@ -191,6 +257,62 @@ def features_first(node: fx.Node, builder: Builder) -> fx.Node | None:
     return total if keep else builder.call(aten.squeeze.dims, total, sorted(summed))
 
 
+def before_relu(node: fx.Node, builder: Builder) -> fx.Node | None:
+    """g * y -> g * (r - b), r = relu(y + b), where g is 0 wherever r is: y need not be kept beside r"""
+    if node.kwargs or not all(isinstance(a, fx.Node) for a in node.args):
+        return None
+    dims = type_of(node).dims
+    for gradient, value in (node.args, node.args[::-1]):
+        relu = _cuts(gradient)
+        if relu is None or type_of(gradient).dims != dims or type_of(relu).dims[:1] != dims[:1]:
+            continue
+        y, bias = _unreshaped(relu.args[0]), None
+        if _is(y, ADD) and not y.kwargs and isinstance(y.args[1], fx.Node):
+            y, bias = _unreshaped(y.args[0]), y.args[1]
+        if bias is not None and type_of(bias).dims != type_of(relu).dims[1:]:
+            continue
+        scaled = _scalings(value, y, dims)
+        if scaled is None:
+            continue
+        made = builder.reshape(relu, dims)
+        if bias is not None:
+            made = builder.call(SUB, made, builder.reshape(bias, dims[1:]))
+        for call in reversed(scaled):
+            made = builder.call(call.target, made, call.args[1])
+        return builder.call(MUL, gradient, made)
+    return None
+
+
+def _cuts(gradient: fx.Node) -> fx.Node | None:
+    """r = relu(..) of a value that is where(r <= 0, 0, ..), reshaped or not."""
+    chosen = _unreshaped(gradient)
+    if not _is(chosen, aten.where.self) or not _is(chosen.args[0], aten.le.Scalar):
+        return None
+    (r, bound), zero = chosen.args[0].args, chosen.args[1]
+    if not _is(r, aten.relu.default) or bound != 0 or not _is(zero, aten.full.default) or zero.args[1] != 0:
+        return None
+    return r if type_of(r).dims == type_of(chosen).dims else None
+
+
+def _scalings(value: fx.Node, y: fx.Node, dims: tuple[Dim, ...]) -> list[fx.Node] | None:
+    """The calls, outermost first, that make `value`, all of shape `dims`, of `y` by factors."""
+    calls: list[fx.Node] = []
+    while type_of(value).dims == dims:
+        if _unreshaped(value) is y:
+            return calls
+        if value.target not in (MUL, DIV) or value.kwargs or not isinstance(value.args[0], fx.Node):
+            return None
+        calls.append(value)
+        value = value.args[0]
+    return None
+
+
+def _unreshaped(value: Any) -> Any:
+    while _is(value, aten.reshape.default):
+        value = value.args[0]
+    return value
+
+
 def same_branches(node: fx.Node, builder: Builder) -> fx.Node | None:
     """where(c, a, a) -> a; where(c, where(c, a, b), d) -> where(c, a, d)"""
     mask, yes, no = node.args
@@ -211,10 +333,12 @@ def same_dtype(node: fx.Node, builder: Builder) -> fx.Node | None:
 ARITHMETIC: Rules = {
     ADD: (constant_operand, neutral, negated_operand),
     SUB: (constant_operand, neutral, negated_operand),
-    MUL: (constant_operand, neutral, negated_factor, scaled_twice),
-    DIV: (constant_operand, neutral, negated_factor),
+    MUL: (constant_operand, neutral, negated_factor, scaled_twice, scaled_operand, before_relu),
+    DIV: (constant_operand, neutral, negated_factor, scaled_operand),
     NEG: (negation,),
-    SUM: (negated_rows, sum_over_ones, sum_of_expanded, sum_of_spread, sum_of_weighted_product, features_first),
+    SUM: (
+        negated_rows, sum_over_ones, sum_of_expanded, sum_of_spread, sum_of_weighted_product, sum_of_scaled, features_first,
+    ),
     aten.sum.default: (negated_rows, features_first),
     REDUCE: (negated_rows,),
     aten.where.self: (same_branches,),

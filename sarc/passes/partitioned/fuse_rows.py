@@ -32,7 +32,7 @@ there are no others.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch.fx as fx
 
@@ -79,23 +79,16 @@ def find_chains(program: Program) -> list[list[fx.Node]]:
     backward pass makes again does not stand with what gradients enter: one would wait for the other.
     """
     late = behind_tangents(program)
-    level: dict[fx.Node, int] = {}  # of an operation on rows
-    behind: dict[fx.Node, int] = {}  # highest level that any other value depends on
+    level = _levels(program)
+    while _wait_for_readers(program, level, late):
+        pass
     chain: dict[fx.Node, list[fx.Node]] = {}
-    for node in program.graph.nodes:
-        if node.op != "call_function":
-            continue
-        space = _space_of(node)
-        operands = node.all_input_nodes
-        if not space:
-            behind[node] = max([behind.get(n, -1) for n in operands] + [level.get(n, -1) for n in operands], default=-1)
-            continue
-        level[node] = max([level.get(n, 0) for n in operands] + [behind.get(n, -1) + 1 for n in operands], default=0)
+    for node in level:
         joined = [node]
-        for operand in operands:
-            if (operand in late) != (node in late):
+        for operand in node.all_input_nodes:
+            if (operand in late) != (node in late) or level.get(operand) != level[node]:
                 continue
-            if level.get(operand) == level[node] and _space_of(operand) == space and not is_row_sum(operand, space):
+            if _space_of(operand) == _space_of(node) and not is_row_sum(operand, _space_of(node)):
                 joined = _merged(chain, operand, joined)
         for member in joined:
             chain[member] = joined
@@ -103,6 +96,48 @@ def find_chains(program: Program) -> list[list[fx.Node]]:
     found = {id(c): sorted(c, key=order.__getitem__) for c in chain.values()}
     chains = [c for c in found.values() if sum(n.target not in ROW_VIEWS for n in c) > 1]
     return sorted(chains, key=lambda c: order[c[0]])
+
+
+def _levels(program: Program) -> dict[fx.Node, int]:
+    """Of each operation on rows, how often what it is made of leaves such operations, in the program's order."""
+    level: dict[fx.Node, int] = {}
+    behind: dict[fx.Node, int] = {}  # highest level that any other value depends on
+    for node in program.graph.nodes:
+        if node.op != "call_function":
+            continue
+        operands = node.all_input_nodes
+        if _space_of(node):
+            found = [level.get(n, 0) for n in operands] + [behind.get(n, -1) + 1 for n in operands]
+            level[node] = max(found, default=0)
+        else:
+            behind[node] = max([behind.get(n, -1) for n in operands] + [level.get(n, -1) for n in operands], default=-1)
+    return level
+
+
+def _wait_for_readers(program: Program, level: dict[fx.Node, int], late: set[fx.Node]) -> bool:
+    """Raise operations that only later operations on the same rows read to the level of the first of these.
+
+    Not where a wider operand would have to wait with them that nothing else at that level reads. Whether any moved.
+    """
+    moved = False
+    for node in reversed(level):
+        space = _space_of(node)
+        readers = list(node.users)
+        if not readers or any(_space_of(u) != space for u in readers):
+            continue
+        first = min(level[u] for u in readers)
+        wider = [n for n in node.all_input_nodes if _row_bytes(n) > _row_bytes(node)]
+        if first > level[node] and all(_waits(n, node, space, level, first) for n in wider):
+            level[node] = first
+            moved = True
+            if all(u in late for u in readers):
+                late.add(node)
+    return moved
+
+
+def _waits(operand: fx.Node, node: fx.Node, space: str, level: Mapping[fx.Node, int], first: int) -> bool:
+    """Whether another operation on its rows reads an operand no earlier than the level `first`."""
+    return any(_space_of(u) == space and level[u] >= first for u in operand.users if u is not node)
 
 
 def behind_tangents(program: Program) -> set[fx.Node]:

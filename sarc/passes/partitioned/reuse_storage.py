@@ -2,7 +2,8 @@
 
 The derivative of attention reads each source's features and folds to the same rows; a kernel that visits edges by
 source has read a row's features when it writes the row's fold. An activation is made of its row, entry by entry. A
-product of rows and a square matrix needs a block of rows besides. Where that read is the last one, one table does.
+product of rows and a square matrix needs a block of rows besides; where memory counts more than time, so does one
+whose rows are somewhat narrower and fill the front of the table. Where that read is the last one, one table does.
 
 Before:
     program backward
@@ -59,6 +60,9 @@ from sarc.passes.base import Builder
 
 aten = torch.ops.aten
 
+# Of a table, the least that a product over it fills.
+LEAST_FILLED = 0.5
+
 
 class ReuseStorage:
     """Lets folds and stored rows of a program take the place of tables that go.
@@ -66,16 +70,18 @@ class ReuseStorage:
     Args:
         overwritable: pairs (result, place among a call's values) that an edge program's kernel may write over; None
             where there are no such kernels.
+        tight: memory counts more than time: a product may leave the rest of a table unused while it is there.
     """
 
     name = "reuse-storage"
 
-    def __init__(self, overwritable: Callable[[EdgeProgram], list[tuple[int, int]]] | None):
+    def __init__(self, overwritable: Callable[[EdgeProgram], list[tuple[int, int]]] | None, tight: bool = False):
         self.overwritable = overwritable or (lambda edges: [])
+        self.least = LEAST_FILLED if tight else 1.0
 
     def run(self, program: Program) -> Program:
         own = program.copy()
-        free = find_free(own)
+        free = find_free(own, self.least)
         changed = False
         for call in [n for n in own.graph.nodes if n.target is edge_call]:
             edges, values, columns = call.args
@@ -101,7 +107,7 @@ class ReuseStorage:
         return own if changed else program
 
 
-def find_free(program: Program) -> dict[fx.Node, set[fx.Node]]:
+def find_free(program: Program, least: float = 1.0) -> dict[fx.Node, set[fx.Node]]:
     """For each value that a call of this program makes, the call behind which nothing reads its storage: an edge call,
     or a product that fits into it.
 
@@ -131,18 +137,23 @@ def find_free(program: Program) -> dict[fx.Node, set[fx.Node]]:
         # Rows that a call reads under two names (fetched ones, and the owned ones among them) may be asked for again.
         if last.target is edge_call and sum(v in aliases for v in last.args[1]) == 1:
             found[node] = {last}
-        if last.target is aten.mm.default and last.args[0] in aliases and _fits(last, storage):
-            found[node] = {last}
+        if last.target is aten.mm.default and last.args[0] in aliases and _fits(last, storage, least):
+            # A result stays: with it would all of the table.
+            stays = any(n in returned for n in sharing[last, 0])
+            if not stays or last.meta["type"] == last.args[0].meta["type"]:
+                found[node] = {last}
     return found
 
 
-def _fits(product: fx.Node, storage: Storage) -> bool:
-    """Whether a product of rows and a replicated matrix has the type of the rows, which fill their storage."""
+def _fits(product: fx.Node, storage: Storage, least: float) -> bool:
+    """Whether a product of rows and a replicated matrix fills a share of its rows, which fill their storage."""
     rows, matrix = (n.meta["type"] for n in product.args)
-    if not plain_space(rows) or matrix.spaces or product.meta["type"] != rows:
+    made = product.meta["type"]
+    if not plain_space(rows) or matrix.spaces or made.dtype != rows.dtype:
         return False
     owner, k = storage
     types = owner.meta["type"]
     whole = types[k] if isinstance(types, tuple) else types
     fills = math.prod(d for d in whole.dims if not isinstance(d, Rows)) == rows.dims[1]
-    return plain_space(whole) == plain_space(rows) and whole.dtype == rows.dtype and fills
+    fits = least * rows.dims[1] <= made.dims[1] <= rows.dims[1]
+    return fits and plain_space(whole) == plain_space(rows) and whole.dtype == rows.dtype and fills
