@@ -298,11 +298,10 @@ def add_product(call: Call) -> Dims:
 def product_over(call: Call) -> Dims:
     """mm_: a product of rows with a replicated matrix that is no wider than high, written over the rows."""
     table, matrix = call.type("self"), call.type("mat2")
-    if matrix.spaces or isinstance(table.dims[1], Rows) or matrix.dims[0] != table.dims[1]:
+    high, wide = matrix.dims
+    if isinstance(high, Rows) or isinstance(wide, Rows) or high != table.dims[1] or wide > high:
         raise call.refuse(*MIXES_ROWS)
-    if matrix.dims[1] > matrix.dims[0]:
-        raise call.refuse(*MIXES_ROWS)
-    return (table.dims[0], matrix.dims[1])
+    return (table.dims[0], wide)
 
 
 def feature_index(call: Call) -> Dims:

@@ -33,6 +33,7 @@ from sarc.passes.forward.raise_graph_ops import RaiseGraphOps
 from sarc.passes.forward.split_attention import SplitAttention
 from sarc.passes.joint.differentiate import differentiate
 from sarc.passes.joint.factor_gradients import FactorGradients
+from sarc.passes.joint.fold_products import FoldProducts
 from sarc.passes.joint.fuse_edge_programs import FuseEdgePrograms
 from sarc.passes.joint.rematerialise import Rematerialise
 from sarc.passes.joint.simplify import Simplify
@@ -113,6 +114,7 @@ ON_PROGRAM: dict[str, Callable[[Program], tuple[Program, ...]]] = {
     "sarc.passes.joint.differentiate": lambda p: (differentiate(p, parameters(p)),),
     "sarc.passes.joint.simplify": lambda p: (Simplify().run(p),),
     "sarc.passes.joint.factor_gradients": lambda p: (FactorGradients().run(p),),
+    "sarc.passes.joint.fold_products": lambda p: (FoldProducts().run(p),),
     "sarc.passes.joint.rematerialise": lambda p: (Rematerialise().run(p),),
     "sarc.passes.joint.split": split,
     "sarc.passes.joint.fuse_edge_programs": lambda p: (FuseEdgePrograms().run(p),),

@@ -72,12 +72,34 @@ def test_what_is_read_or_held_is_not_written_over(lines: str) -> None:
     assert ReuseStorage(None).run(plain) is plain
 
 
+NARROWED = "%h: f32[N, 6] = aten.mm(%x, %wide)\n%y: f32[N, 4] = aten.mm(%h, %back)\n%z: f32[N, 4] = aten.exp(%y)\n"
+
+
+def test_where_memory_counts_a_product_fills_the_front_of_wider_rows() -> None:
+    head = f"{HEAD}%back: f32[6, 4] = input param back\n{NARROWED}"
+    plain = parse_program(f"{head}return result 0 = %z\n")
+    assert ReuseStorage(None).run(plain) is plain
+    over = verify(ReuseStorage(None, tight=True).run(plain))
+    assert sum(n.target is MM_OVER for n in over.graph.nodes) == 1
+    shapes = {"x": (9, 4), "w": (4, 4), "wide": (4, 6), "back": (6, 4)}
+    given = [torch.randn(shapes[entry.name]) for entry in over.inputs]
+    torch.testing.assert_close(interpret(over, given, {"N": 9}), interpret(plain, given, {"N": 9}))
+    for returned in ("%y", "%v"):  # the result would hold all of the table
+        lines = f"{head}%v: f32[N, 2, 2] = aten.reshape(%y, [|N|, 2, 2])\nreturn result 0 = {returned}\n"
+        held = parse_program(f"{lines}return result 1 = %z\n")
+        assert ReuseStorage(None, tight=True).run(held) is held
+    thin = head.replace("[6, 4]", "[6, 2]").replace("%y: f32[N, 4]", "%y: f32[N, 2]")
+    idle = parse_program(f"{thin.replace('%z: f32[N, 4]', '%z: f32[N, 2]')}return result 0 = %z\n")
+    assert ReuseStorage(None, tight=True).run(idle) is idle, "most of the table would lie idle"
+
+
 @pytest.mark.parametrize("rows", [0, 1, 4096, 4097])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_blocks_of_rows_make_the_whole_product(rows: int, transposed: bool) -> None:
+@pytest.mark.parametrize("width", [64, 40, 1])
+def test_blocks_of_rows_make_the_whole_product(rows: int, transposed: bool, width: int) -> None:
     assert product_block(64, 8, "cpu") == 2048
-    x, matrix = torch.randn(rows, 64, dtype=torch.float64), torch.randn(64, 64, dtype=torch.float64)
+    x, matrix = torch.randn(rows, 64, dtype=torch.float64), torch.randn(64, width, dtype=torch.float64)
     expected, table = x @ matrix, x.clone()
     made = torch.ops.sarc.mm_(table, matrix.t().contiguous().t() if transposed else matrix)
     torch.testing.assert_close(made, expected, rtol=1e-12, atol=1e-12)
-    assert made.data_ptr() == table.data_ptr()
+    assert made.is_contiguous() and made.data_ptr() == table.data_ptr()

@@ -46,6 +46,40 @@ RULES = {
         ["reduce", "sub"],
     ),
     "scaled twice": ("%s: f64[N, 4] = aten.mul.Tensor(%x, 2.0)\n%out: f64[N, 4] = aten.mul.Tensor(%s, 0.5)", []),
+    "a scaled factor of a narrower one": (
+        "%s: f64[N, 4] = aten.mul.Tensor(%x, 3.0)\n%out: f64[N, 4] = aten.mul.Tensor(%s, %k)",
+        ["mul", "mul"],
+    ),
+    "a divided factor of a narrower one": (
+        "%s: f64[N, 4] = aten.div.Tensor(%x, 3.0)\n%out: f64[N, 4] = aten.mul.Tensor(%k, %s)",
+        ["div", "mul"],
+    ),
+    "a divided dividend of a narrower divisor": (
+        "%s: f64[N, 4] = aten.div.Tensor(%x, 3.0)\n%out: f64[N, 4] = aten.div.Tensor(%s, %w)",
+        ["mul", "div"],
+    ),
+    "a scaled factor of a sum": (
+        "%s: f64[N, 4] = aten.div.Tensor(%x, 3.0)\n%u: f64[N, 1, 4] = aten.unsqueeze(%s, 1)\n"
+        "%z: f64[N, 1, 4] = aten.unsqueeze(%y, 1)\n%m: f64[N, 1, 4] = aten.mul.Tensor(%z, %u)\n"
+        "%out: f64[N, 1] = aten.sum.dim_IntList(%m, [2])",
+        ["unsqueeze", "unsqueeze", "mul", "sum", "div"],
+    ),
+    "the gradient behind a relu meets what it was made of": (
+        "%a: f64[N, 4] = aten.exp(%x)\n%v: f64[4] = aten.reshape(%w, [4])\n%b: f64[N, 4] = aten.add.Tensor(%a, %v)\n"
+        "%r: f64[N, 4] = aten.relu(%b)\n%c: bool[N, 4] = aten.le.Scalar(%r, 0)\n"
+        "%z: f64[] = aten.full([], 0, dtype=f64)\n"
+        "%g: f64[N, 4] = aten.where.self(%c, %z, %y)\n%u: f64[N, 2, 2] = aten.reshape(%g, [|N|, 2, 2])\n"
+        "%t: f64[N, 2, 2] = aten.reshape(%a, [|N|, 2, 2])\n%k2: f64[N, 1, 1] = aten.unsqueeze(%k, 1)\n"
+        "%d: f64[N, 2, 2] = aten.div.Tensor(%t, %k2)\n%out: f64[N, 2, 2] = aten.mul.Tensor(%d, %u)",
+        ["exp", "reshape", "add", "relu", "le", "full", "where", "reshape", "unsqueeze", "reshape", "reshape", "sub",
+         "div", "mul"],
+    ),
+    "the gradient behind a relu meets its operand": (
+        "%a: f64[N, 4] = aten.exp(%x)\n%r: f64[N, 4] = aten.relu(%a)\n%c: bool[N, 4] = aten.le.Scalar(%r, 0)\n"
+        "%z: f64[] = aten.full([], 0, dtype=f64)\n%g: f64[N, 4] = aten.where.self(%c, %z, %y)\n"
+        "%out: f64[N, 4] = aten.mul.Tensor(%g, %a)",
+        ["exp", "relu", "le", "full", "where", "mul"],
+    ),
     "a sum of a spread factor": (
         "%m: f64[N, 4] = aten.mul.Tensor(%x, %k)\n%out: f64[N] = aten.sum.dim_IntList(%m, [1])",
         ["sum", "squeeze", "mul"],
@@ -124,6 +158,19 @@ def test_a_rule(name: str) -> None:
 
 
 STAYS = {
+    "a scaled factor of one as wide": (
+        "%s: f64[N, 4] = aten.mul.Tensor(%x, 3.0)\n%out: f64[N, 4] = aten.mul.Tensor(%s, %y)"
+    ),
+    "the gradient behind a relu of a sum of rows": (
+        "%a: f64[N, 4] = aten.exp(%x)\n%b: f64[N, 4] = aten.add.Tensor(%a, %y)\n%r: f64[N, 4] = aten.relu(%b)\n"
+        "%c: bool[N, 4] = aten.le.Scalar(%r, 0)\n%z: f64[] = aten.full([], 0, dtype=f64)\n"
+        "%g: f64[N, 4] = aten.where.self(%c, %z, %y)\n%out: f64[N, 4] = aten.mul.Tensor(%g, %a)"
+    ),
+    "a gradient that another relu cuts off": (
+        "%a: f64[N, 4] = aten.exp(%x)\n%r: f64[N, 4] = aten.relu(%y)\n%c: bool[N, 4] = aten.le.Scalar(%r, 0)\n"
+        "%z: f64[] = aten.full([], 0, dtype=f64)\n%g: f64[N, 4] = aten.where.self(%c, %z, %x)\n"
+        "%out: f64[N, 4] = aten.mul.Tensor(%g, %a)"
+    ),
     "a factor that widens": "%out: f64[N, 4] = aten.mul.Tensor(%k, %w)",
     "ones that widen": (
         "%o: f64[N, 4] = aten.full([|N|, 4], 1, dtype=f64)\n%s: f64[N, 1] = aten.exp(%k)\n"

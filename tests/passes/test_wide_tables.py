@@ -14,6 +14,7 @@ from sarc.codegen.build import compiler
 from sarc.codegen.overwrite import overwritable
 from sarc.ir.edge_program import edge_call
 from sarc.ir.parse import parse_program
+from sarc.passes.partitioned.fuse_rows import FuseRows
 
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
 N, E, F, HEADS = 600, 3000, 16, 4
@@ -96,6 +97,33 @@ def test_rows_written_over_rows_are_right(chain: str) -> None:
         assert re.search(r"store axis 0 over \$\d", compiled.program("partitioned forward"))
 
 
+class Two(nn.Module):
+    """Rows that are stored beside sums over their entries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(24, F * HEADS), nn.Linear(24, F * HEADS)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        h, g = self.first(x), self.second(x)
+        rows = 3 * h + g
+        sums = (rows * g.sin()).view(-1, HEADS, F).sum(2).tanh()
+        out = torch.cat([rows, sums], 1)
+        return torch.zeros_like(out).index_add(0, edges[1], out[edges[0]])
+
+
+@needs_compiler
+def test_sums_over_entries_are_of_what_was_there_before_rows_were_written_over() -> None:
+    torch.manual_seed(0)
+    edges = torch.randint(0, N, (2, E))
+    model = Two().double()
+    compiled = sarc.compile(model, 1, backend="cpp")
+    x = torch.randn(N, 24, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(compiled(x, edges), model(x, edges), rtol=1e-11, atol=1e-11)
+    assert re.search(r"store axis 0 over \$\d", compiled.program("partitioned forward"))
+    assert "store axis 0 %tanh_default" in compiled.program("partitioned forward")
+
+
 ROWS = """program forward
 space N = nodes
 edges @rows0 over N
@@ -145,3 +173,30 @@ def test_a_gradient_of_averaged_heads_travels_once_for_all_heads(placement: str,
     travels = {e.fetch_row_bytes for e in compiled.plan().edges if e.stage == "backward" and e.fetched}
     if (placement, exchange) == ("src", "ring"):
         assert travels == {8 * (F + 4 * HEADS)}
+
+
+WAITS = """program backward
+space N = nodes
+%r: f32[N, 64] = input saved r
+%g: f32[N, 64] = input tangent 0
+%w: f32[64, 64] = input param w
+%b: f32[64] = input param b
+%c: bool[N, 64] = aten.le.Scalar(%r, 0)
+%s: f32[N, 64] = aten.sub.Tensor({of}, %b)
+%d: f32[N, 64] = aten.tanh(%s)
+%p: f32[N, 64] = aten.mm(%g, %w)
+%z: f32[] = aten.full([], 0, dtype=f32)
+%y: f32[N, 64] = aten.where.self(%c, %z, %p)
+%m: f32[N, 64] = aten.mul.Tensor(%y, %d)
+%t: f32[N] = aten.sum.dim_IntList(%m, [1])
+return grad arg x = %y
+return grad arg k = %t
+"""
+
+
+@pytest.mark.parametrize(("of", "outside"), [("%r", 0), ("%g", 1)])
+def test_what_only_later_rows_read_waits_for_them(of: str, outside: int) -> None:
+    program = FuseRows(lambda edges: True).run(parse_program(WAITS.format(of=of)))
+    assert sum(n.target is edge_call for n in program.graph.nodes) == 1
+    # A mask of %r is made early where %r, which is wider, may go then.
+    assert sum(n.target is torch.ops.aten.le.Scalar for n in program.graph.nodes) == outside

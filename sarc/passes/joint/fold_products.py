@@ -6,30 +6,30 @@ fold of one number an edge, over the rows that the backward pass gathers anyway.
 
 Before:
     program joint
-    %z: f32[N, 8] = input arg z
-    %src: i64[E] = input bound src
-    %dst: i64[E] = input bound dst
-    %g: f32[N, 8] = input tangent 0
-    %m: f32[E, 8] = sarc.gather(%z, %src, 0)   # model.py:8
+    space N = nodes
+    space E = edges on edges
+    %m: f32[E, 8] = input arg m
+    %dst: i64[E] = input arg dst
+    %tangent_0: f32[N, 8] = input tangent 0
     %o: f32[N, 8] = sarc.reduce(%m, %dst, 0, |N|, 'sum')   # model.py:8
-    %p: f32[N, 8] = aten.mul.Tensor(%g, %o)   # model.py:9
+    %p: f32[N, 8] = aten.mul.Tensor(%tangent_0, %o)   # model.py:9
     %d: f32[N] = aten.sum.dim_IntList(%p, [1])   # model.py:9
     return result 0 = %o
-    return grad arg w = %d
+    return grad arg s = %d
 After:
     program joint
-    %z: f32[N, 8] = input arg z
-    %src: i64[E] = input bound src
-    %dst: i64[E] = input bound dst
-    %g: f32[N, 8] = input tangent 0
-    %m: f32[E, 8] = sarc.gather(%z, %src, 0)   # model.py:8
+    space N = nodes
+    space E = edges on edges
+    %m: f32[E, 8] = input arg m
+    %dst: i64[E] = input arg dst
+    %tangent_0: f32[N, 8] = input tangent 0
     %o: f32[N, 8] = sarc.reduce(%m, %dst, 0, |N|, 'sum')   # model.py:8
-    %gather_default: f32[E, 8] = sarc.gather(%g, %dst, 0)   # model.py:9
+    %gather_default: f32[E, 8] = sarc.gather(%tangent_0, %dst, 0)   # model.py:9
     %mul_tensor: f32[E, 8] = aten.mul.Tensor(%gather_default, %m)   # model.py:9
     %sum_dim_int_list: f32[E] = aten.sum.dim_IntList(%mul_tensor, [1])   # model.py:9
     %reduce_default: f32[N] = sarc.reduce(%sum_dim_int_list, %dst, 0, |N|, 'sum')   # model.py:9
     return result 0 = %o
-    return grad arg w = %reduce_default
+    return grad arg s = %reduce_default
 Needs a joint program; gives one whose backward pass reads fewer tables of the forward pass.
 It does nothing where the backward pass reads the sum, or what row operations make of it, for something else as well:
 the same object comes back when no sum is saved.

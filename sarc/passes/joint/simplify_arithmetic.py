@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -133,7 +134,7 @@ def sum_of_scaled(node: fx.Node, builder: Builder) -> fx.Node | None:
     return None
 
 
-def _scaled_by(x: fx.Node) -> tuple[object, float | int] | None:
+def _scaled_by(x: fx.Node) -> tuple[Callable, float | int] | None:
     """How a value of floating point, perhaps with axes of length one added, is scaled by a number."""
     plain, _ = _below_views(x)
     if plain.target not in (MUL, DIV) or plain.kwargs or not isinstance(plain.args[0], fx.Node):
@@ -141,7 +142,7 @@ def _scaled_by(x: fx.Node) -> tuple[object, float | int] | None:
     factor = _number(plain.args[1])
     if not factor or type_of(plain.args[0]) != type_of(plain) or not type_of(plain).dtype.is_floating_point:
         return None
-    return plain.target, factor
+    return (MUL if plain.target is MUL else DIV), factor
 
 
 def _below_views(x: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
@@ -160,11 +161,15 @@ def _viewed(x: fx.Node, views: list[fx.Node], builder: Builder) -> fx.Node:
 
 
 def _narrower(w: fx.Node, x: fx.Node) -> bool:
-    """Whether a value has fewer entries than another one: of a row, where both have the same rows."""
-    a, b = type_of(w), type_of(x)
-    entries = [math.prod(d for d in t.dims if not isinstance(d, Rows)) for t in (a, b)]
-    rows = [[d for d in t.dims if isinstance(d, Rows)] for t in (a, b)]
-    return a.dtype == b.dtype and entries[0] < entries[1] and rows[0] in ([], rows[1])
+    """Whether a value has no rows, where another one has, or fewer entries a row of the same rows."""
+    (a, b), (entries, wide) = (type_of(w), type_of(x)), (_entries(w), _entries(x))
+    rows, others = ([d for d in t.dims if isinstance(d, Rows)] for t in (a, b))
+    return a.dtype == b.dtype and ((not rows and bool(others)) or (rows == others and entries < wide))
+
+
+def _entries(x: fx.Node) -> int:
+    """Entries of a row."""
+    return math.prod(d for d in type_of(x).dims if not isinstance(d, Rows))
 
 
 def sum_of_spread(node: fx.Node, builder: Builder) -> fx.Node | None:
@@ -337,8 +342,9 @@ ARITHMETIC: Rules = {
     DIV: (constant_operand, neutral, negated_factor, scaled_operand),
     NEG: (negation,),
     SUM: (
-        negated_rows, sum_over_ones, sum_of_expanded, sum_of_spread, sum_of_weighted_product, sum_of_scaled, features_first,
-    ),
+        negated_rows, sum_over_ones, sum_of_expanded, sum_of_spread, sum_of_weighted_product, sum_of_scaled,
+        features_first,
+    ),  # fmt: skip
     aten.sum.default: (negated_rows, features_first),
     REDUCE: (negated_rows,),
     aten.where.self: (same_branches,),

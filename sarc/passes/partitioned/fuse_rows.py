@@ -32,7 +32,7 @@ there are no others.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch.fx as fx
 
@@ -115,7 +115,8 @@ def _levels(program: Program) -> dict[fx.Node, int]:
 
 
 def _wait_for_readers(program: Program, level: dict[fx.Node, int], late: set[fx.Node]) -> bool:
-    """Raise operations that only later operations on the same rows read to the level of the first of these.
+    """Raise operations that only later operations on the same rows read to the level of the first of these, and behind
+    the tangents with them.
 
     Not where a wider operand would have to wait with them that nothing else at that level reads. Whether any moved.
     """
@@ -126,18 +127,16 @@ def _wait_for_readers(program: Program, level: dict[fx.Node, int], late: set[fx.
         if not readers or any(_space_of(u) != space for u in readers):
             continue
         first = min(level[u] for u in readers)
+        read_late = node not in late and all(u in late for u in readers)
         wider = [n for n in node.all_input_nodes if _row_bytes(n) > _row_bytes(node)]
-        if first > level[node] and all(_waits(n, node, space, level, first) for n in wider):
+        others = [[u for u in n.users if u is not node and (u in late or not read_late)] for n in wider]
+        stays = all(any(level.get(u, -1) >= first for u in found) for found in others)
+        if (first > level[node] or read_late) and stays:
             level[node] = first
             moved = True
-            if all(u in late for u in readers):
+            if read_late:
                 late.add(node)
     return moved
-
-
-def _waits(operand: fx.Node, node: fx.Node, space: str, level: Mapping[fx.Node, int], first: int) -> bool:
-    """Whether another operation on its rows reads an operand no earlier than the level `first`."""
-    return any(_space_of(u) == space and level[u] >= first for u in operand.users if u is not node)
 
 
 def behind_tangents(program: Program) -> set[fx.Node]:
