@@ -342,9 +342,9 @@ ARITHMETIC: Rules = {
     DIV: (constant_operand, neutral, negated_factor, scaled_operand),
     NEG: (negation,),
     SUM: (
-        negated_rows, sum_over_ones, sum_of_expanded, sum_of_spread, sum_of_weighted_product, sum_of_scaled,
-        features_first,
-    ),  # fmt: skip
+        *(negated_rows, sum_over_ones, sum_of_expanded, sum_of_spread),
+        *(sum_of_weighted_product, sum_of_scaled, features_first),
+    ),
     aten.sum.default: (negated_rows, features_first),
     REDUCE: (negated_rows,),
     aten.where.self: (same_branches,),
