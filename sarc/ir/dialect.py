@@ -176,8 +176,11 @@ def product_block(width: int, itemsize: int, device: str) -> int:
 
 
 def _mm_(x: Tensor, matrix: Tensor) -> Tensor:
-    """`x` [S, F] @ `matrix` [F, G], G <= F, written over `x` from its first entry on, row behind row."""
-    over = _front(x, matrix.shape[1])
+    """`x` [S, F] @ `matrix` [F, G], G <= F, written over `x` from its first entry on, row behind row.
+
+    Narrower than an `x` whose rows do not lie one behind another, it has memory of its own.
+    """
+    over = _place_of_product(x, matrix)
     rows = product_block(over.shape[1], x.element_size(), x.device.type)
     room = x.new_empty((min(rows, x.shape[0]), over.shape[1]))
     # A block of the result ends where its rows of x end, or before: it covers none that are still to be read.
@@ -186,14 +189,16 @@ def _mm_(x: Tensor, matrix: Tensor) -> Tensor:
     return over
 
 
-def _front(x: Tensor, width: int) -> Tensor:
-    """The first S * `width` entries of contiguous `x` [S, F], as [S, `width`]."""
-    return x.view(-1)[: x.shape[0] * width].view(x.shape[0], width)
+def _place_of_product(x: Tensor, matrix: Tensor) -> Tensor:
+    rows, width = x.shape[0], matrix.shape[1]
+    if width == x.shape[1]:
+        return x
+    return x.view(-1)[: rows * width].view(rows, width) if x.is_contiguous() else x.new_empty((rows, width))
 
 
 torch.library.define("sarc::mm_", "(Tensor(a!) self, Tensor mat2) -> Tensor(a!)")
 torch.library.impl("sarc::mm_", ("CPU", "CUDA"), _mm_)
-torch.library.impl("sarc::mm_", "Meta", lambda x, matrix: _front(x, matrix.shape[1]))
+torch.library.impl("sarc::mm_", "Meta", _place_of_product)
 
 
 def _gather_setup(ctx, inputs, output):

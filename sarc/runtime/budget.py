@@ -81,18 +81,19 @@ def least_peak(compiler: Any, host: Host, stages: Any, values: Values, binding: 
     least = _largest_plan(binding, host).peak
     if least < _WORTH_COMPARING:
         return stages
-    candidates = []
+    candidates, everything = [], None
     if compiler.objective == "memory":
         rows = _largest(run_parts({s.rank: _local_rows(s) for s in binding.order.states}, host.transport))
         candidates += compiler.fewer_tables(stages, rows)
     if any("again" in n.meta for n in stages["joint"].graph.nodes):
-        candidates.append(compiler.divide(stages, None, math.inf))
+        everything = compiler.divide(stages, None, math.inf)
+        candidates.append(everything)
     chosen, scheduled = stages, stages
     for candidate in candidates:
         schedule_stages(compiler, host, candidate, values, binding, prefetch)
         scheduled = candidate
         peak = _largest_plan(binding, host).peak
-        if peak < least or (peak == least and candidate is candidates[-1]):
+        if peak < least or (peak == least and candidate is everything):
             chosen, least = candidate, peak
     if scheduled is not chosen:
         schedule_stages(compiler, host, chosen, values, binding, prefetch)

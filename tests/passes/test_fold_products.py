@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -123,6 +125,28 @@ def test_a_sum_that_is_read_for_something_else_stays(name: str) -> None:
     lines = JOINT.format(out=out, also=also, last=last)
     program = verify(parse_program("".join(f"{line}\n" for line in lines.splitlines() if line)))
     assert FoldProducts().run(program) is program
+
+
+def test_a_gradient_that_all_rows_share_is_not_gathered() -> None:
+    lines = JOINT.format(out="%out: f32[N, 8] = aten.tanh(%o)", also="", last="")
+    lines = lines.replace("%tangent_0: f32[N, 8]", "%tangent_0: f32[1, 8]")
+    program = verify(parse_program("".join(f"{line}\n" for line in lines.splitlines() if line)))
+    assert FoldProducts().run(program) is program
+
+
+def test_of_equal_peaks_what_folds_products_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = SimpleNamespace(objective="memory", fewer_tables=lambda stages, rows: ["more kept", "less kept"])
+    monkeypatch.setattr(budget, "_WORTH_COMPARING", 0)
+    monkeypatch.setattr(budget, "_largest_plan", lambda binding, host: SimpleNamespace(peak=5))
+    monkeypatch.setattr(budget, "run_parts", lambda work, transport: {0: [{}]})
+    scheduled: list[object] = []
+    monkeypatch.setattr(budget, "schedule_stages", lambda c, h, stages, *rest: scheduled.append(stages))
+    binding = SimpleNamespace(order=SimpleNamespace(states=[]))
+
+    stages = {"joint": SimpleNamespace(graph=SimpleNamespace(nodes=[]))}  # nothing is made again
+    host = SimpleNamespace(transport=None)
+    assert budget.least_peak(compiler, host, stages, None, binding, 1) is stages
+    assert scheduled == ["more kept", "less kept", stages]
 
 
 def test_a_fold_is_made_with_the_one_that_gathers_the_same_rows() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import sarc
 from sarc.ir.dialect import MM_OVER, product_block
 from sarc.ir.interpret import interpret
 from sarc.ir.parse import parse_program
@@ -91,6 +92,40 @@ def test_where_memory_counts_a_product_fills_the_front_of_wider_rows() -> None:
     thin = head.replace("[6, 4]", "[6, 2]").replace("%y: f32[N, 4]", "%y: f32[N, 2]")
     idle = parse_program(f"{thin.replace('%z: f32[N, 4]', '%z: f32[N, 2]')}return result 0 = %z\n")
     assert ReuseStorage(None, tight=True).run(idle) is idle, "most of the table would lie idle"
+
+
+def test_a_result_does_not_take_the_front_of_wider_rows_through_another_product() -> None:
+    head = f"{HEAD}%back: f32[6, 4] = input param back\n"
+    chain = "%h: f32[N, 6] = aten.mm(%x, %wide)\n%y: f32[N, 4] = aten.mm(%h, %back)\n%z: f32[N, 4] = aten.mm(%y, %w)\n"
+    plain = parse_program(f"{head}{chain}return result 0 = %z\n")
+    products = (torch.ops.aten.mm.default, MM_OVER)
+    over = verify(ReuseStorage(None, tight=True).run(plain))
+    assert [n.target is MM_OVER for n in over.graph.nodes if n.target in products] == [False, True, False]
+    further = f"{chain}%u: f32[N, 4] = aten.exp(%z)\nreturn result 0 = %u\n"
+    over = verify(ReuseStorage(None, tight=True).run(parse_program(f"{head}{further}")))
+    assert [n.target is MM_OVER for n in over.graph.nodes if n.target in products] == [False, True, True]
+
+
+@pytest.mark.parametrize("width", [8, 16])
+@pytest.mark.parametrize("objective", ["time", "memory"])
+def test_rows_that_do_not_lie_one_behind_another(width: int, objective: str) -> None:
+    class Product(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(16, width))
+
+        def forward(self, x: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
+            h = (torch.exp(x) @ self.weight).sin()
+            return torch.zeros_like(h).index_add(0, edge_index[1], h[edge_index[0]])
+
+    torch.manual_seed(0)
+    model, x = Product(), torch.randn(16, 300).t()
+    edge_index = torch.randint(300, (2, 900))
+    with torch.no_grad():
+        made = sarc.compile(model, 1, objective=objective, backend="reference")(x, edge_index)
+        torch.testing.assert_close(made, model(x, edge_index))
+    table = x.clone(memory_format=torch.preserve_format)
+    torch.testing.assert_close(torch.ops.sarc.mm_(table, model.weight.detach()), x @ model.weight.detach())
 
 
 @pytest.mark.parametrize("rows", [0, 1, 4096, 4097])

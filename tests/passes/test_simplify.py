@@ -203,3 +203,10 @@ def test_nothing_is_left_to_do(name: str) -> None:
     assert Simplify().run(joint) is joint
     transposes = [n for n in joint.graph.nodes if n.target is torch.ops.aten.t.default]
     assert not [n for n in transposes if n.args[0] in transposes]
+
+
+def test_a_factor_that_keeps_a_sum_in_range_stays_in_half_precision() -> None:
+    lines = "%s: f16[N, 4] = aten.div.Tensor(%x, 64)\n%m: f16[N, 4] = aten.mul.Tensor(%s, %x)\n"
+    before = program(f"%x: f16[N, 4] = input arg x\n{lines}%out: f16[N] = aten.sum.dim_IntList(%m, [1])\n"
+                     "return result 0 = %out\n")
+    assert Simplify().run(before) is before

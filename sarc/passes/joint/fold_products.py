@@ -95,7 +95,8 @@ def _find(node: fx.Node, division: Division) -> tuple[fx.Node, fx.Node, list[fx.
             value = value.args[0]
         if value.target is not REDUCE or value.args[2] != 0 or value.args[4] != "sum" or gradient not in division.late:
             continue
-        if type_of(value).dims != dims or len(type_of(gradient).dims) != len(dims):
+        shape = type_of(gradient).dims
+        if type_of(value).dims != dims or len(shape) != len(dims) or shape[0] != dims[0]:
             continue
         late = {n for n in scalings if n not in division.in_forward}
         if value in division.in_forward and _read_only_by(late, product, value, division):

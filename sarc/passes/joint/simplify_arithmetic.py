@@ -135,14 +135,22 @@ def sum_of_scaled(node: fx.Node, builder: Builder) -> fx.Node | None:
 
 
 def _scaled_by(x: fx.Node) -> tuple[Callable, float | int] | None:
-    """How a value of floating point, perhaps with axes of length one added, is scaled by a number."""
+    """How a value, perhaps with axes of length one added, is scaled by a number.
+
+    None in half precision: there the number may be what keeps a sum, or a factor, in range.
+    """
     plain, _ = _below_views(x)
     if plain.target not in (MUL, DIV) or plain.kwargs or not isinstance(plain.args[0], fx.Node):
         return None
     factor = _number(plain.args[1])
-    if not factor or type_of(plain.args[0]) != type_of(plain) or not type_of(plain).dtype.is_floating_point:
+    if not factor or type_of(plain.args[0]) != type_of(plain) or not _is_precise(plain):
         return None
     return (MUL if plain.target is MUL else DIV), factor
+
+
+def _is_precise(x: fx.Node) -> bool:
+    dtype = type_of(x).dtype
+    return dtype.is_floating_point and dtype.itemsize >= 4
 
 
 def _below_views(x: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
@@ -264,7 +272,7 @@ def features_first(node: fx.Node, builder: Builder) -> fx.Node | None:
 
 def before_relu(node: fx.Node, builder: Builder) -> fx.Node | None:
     """g * y -> g * (r - b), r = relu(y + b), where g is 0 wherever r is: y need not be kept beside r"""
-    if node.kwargs or not all(isinstance(a, fx.Node) for a in node.args):
+    if node.kwargs or not all(isinstance(a, fx.Node) for a in node.args) or not _is_precise(node):
         return None
     dims = type_of(node).dims
     for gradient, value in (node.args, node.args[::-1]):

@@ -43,13 +43,13 @@ programs that fetch rows: the same object comes back when no table is free.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 import torch.fx as fx
 
-from sarc.ir.cluster import plain_space
+from sarc.ir.cluster import ROW_VIEWS, plain_space
 from sarc.ir.collective import all_reduce, fetch, give_back
 from sarc.ir.dialect import MM_OVER
 from sarc.ir.edge_program import EdgeProgram, edge_call
@@ -82,29 +82,61 @@ class ReuseStorage:
     def run(self, program: Program) -> Program:
         own = program.copy()
         free = find_free(own, self.least)
+        # Values in the front of a wider table: a result that took their place would hold all of it.
+        fronts: set[fx.Node] = set()
         changed = False
-        for call in [n for n in own.graph.nodes if n.target is edge_call]:
-            edges, values, columns = call.args
-            results, taken = list(edges.results), {r.over for r in edges.results}
-            for k, value in self.overwritable(edges) if edges.remote is None else ():
-                if results[k].over is None and value not in taken and call in free.get(values[value], ()):
-                    results[k] = replace(results[k], over=value)
-                    taken.add(value)
-            if results != list(edges.results):
-                call.args = (replace(edges, results=tuple(results)), values, columns)
-                changed = True
-        for node in [n for n in own.graph.nodes if n.target is aten.mm.default]:
-            if node in free.get(node.args[0], ()):
+        for node in list(own.graph.nodes):
+            if node.target is edge_call:
+                changed |= self._folds(node, free, fronts, own.returned)
+            elif node.target is aten.mm.default and node in free.get(node.args[0], ()):
+                rows = node.args[0]
+                front = node.meta["type"] != rows.meta["type"] or _behind_views(rows) in fronts
+                if front and _is_returned(node, own.returned):
+                    continue
                 with own.graph.inserting_before(node):
                     builder = Builder(own.graph, own.spaces)
                     builder.loc = node.meta.get("loc", "")
                     over = builder.call(MM_OVER, *node.args)
                 if node in free:
                     free[over] = free[node]
+                if front:
+                    fronts.add(over)
                 node.replace_all_uses_with(over)
                 own.graph.erase_node(node)
                 changed = True
         return own if changed else program
+
+    def _folds(
+        self, call: fx.Node, free: dict[fx.Node, set[fx.Node]], fronts: set[fx.Node], returned: Sequence[fx.Node]
+    ) -> bool:
+        """Let results of an edge call take the place of tables; whether any does."""
+        edges, values, columns = call.args
+        results, taken = list(edges.results), {r.over for r in edges.results}
+        for k, value in self.overwritable(edges) if edges.remote is None else ():
+            if results[k].over is not None or value in taken or call not in free.get(values[value], ()):
+                continue
+            made = [u for u in call.users if u.args[1] == k]
+            if _behind_views(values[value]) in fronts:
+                if any(_is_returned(n, returned) for n in made):
+                    continue
+                fronts.update(made)
+            results[k] = replace(results[k], over=value)
+            taken.add(value)
+        if results == list(edges.results):
+            return False
+        call.args = (replace(edges, results=tuple(results)), values, columns)
+        return True
+
+
+def _behind_views(node: fx.Node) -> fx.Node:
+    while node.target in ROW_VIEWS:
+        node = node.args[0]
+    return node
+
+
+def _is_returned(node: fx.Node, returned: Sequence[fx.Node]) -> bool:
+    """Whether a value or a view of it is a result of the program."""
+    return node in returned or any(u.target in ROW_VIEWS and _is_returned(u, returned) for u in node.users)
 
 
 def find_free(program: Program, least: float = 1.0) -> dict[fx.Node, set[fx.Node]]:
@@ -138,10 +170,7 @@ def find_free(program: Program, least: float = 1.0) -> dict[fx.Node, set[fx.Node
         if last.target is edge_call and sum(v in aliases for v in last.args[1]) == 1:
             found[node] = {last}
         if last.target is aten.mm.default and last.args[0] in aliases and _fits(last, storage, least):
-            # A result stays: with it would all of the table.
-            stays = any(n in returned for n in sharing[last, 0])
-            if not stays or last.meta["type"] == last.args[0].meta["type"]:
-                found[node] = {last}
+            found[node] = {last}
     return found
 
 
