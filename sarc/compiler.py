@@ -70,7 +70,8 @@ def compile(
             are a vertex cover of the least bytes; "auto", at whichever `objective` prices lowest. Results are the same.
             `plan()` lists the candidates.
         objective: of "auto" placement: "time" as predicted for bytes, messages and edges of the slowest part; "bytes"
-            sent by all parts; "memory" of the largest part, and no memory is kept between passes.
+            sent by all parts; "memory" of the largest part: then the plan with the lowest predicted peak is taken, at
+            some cost in time, and no memory is kept between passes.
         verify: the first call in each mode also runs the plain module, with the same random draws, and prints the
             largest difference of every result, buffer and gradient to stderr. In one process only.
         exchange: how rows travel between parts. "auto": all rows of a step of a layer at once, in one all-to-all, while
