@@ -104,8 +104,14 @@ def widen_rows(x: Tensor, axis: int, size: int) -> Tensor:
     """`x` with rows of zeros behind, `size` along `axis`: the derivative of `own_rows`."""
     shape = list(x.shape)
     shape[axis] = size
-    out = x.new_zeros(shape)
-    out.narrow(axis, 0, x.shape[axis]).copy_(x)
+    return widen_rows_into(x, axis, size, out=x.new_empty(shape))
+
+
+def widen_rows_into(x: Tensor, axis: int, size: int, *, out: Tensor) -> Tensor:
+    """`widen_rows`, written into `out`."""
+    rows = x.shape[axis]
+    out.narrow(axis, 0, rows).copy_(x)
+    out.narrow(axis, rows, size - rows).zero_()
     return out
 
 

@@ -19,6 +19,8 @@ import torch
 import torch.fx as fx
 from torch import Tensor
 
+from sarc.ir.dialect import WIDEN_ROWS, widen_rows_into
+
 SMALLEST = 1 << 20
 _ALIGNMENT = 1 << 21  # of huge pages
 # A block may be so many times as large as what is put into it; the second where memory counts more than time.
@@ -144,6 +146,8 @@ def compute_into(node: fx.Node, args: Any, kwargs: Any, pool: Pool, lengths: Seq
 @functools.cache
 def writing_form(target: Any) -> Callable[..., Tensor] | None:
     """The form of an operator that writes into `out`, or None."""
+    if target is WIDEN_ROWS:
+        return widen_rows_into
     if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten" or len(target._schema.returns) != 1:
         return None
     if any(r.alias_info is not None for r in target._schema.returns):

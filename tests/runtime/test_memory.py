@@ -7,7 +7,8 @@ import torch
 from torch_geometric.nn import SAGEConv
 
 import sarc
-from sarc.runtime.memory import Pool
+from sarc.ir.space import ValueType
+from sarc.runtime.memory import Pool, compute_into
 
 NODES, WIDTH = 20_000, 32  # a table is 2.4 MiB
 
@@ -52,3 +53,15 @@ def test_a_block_is_used_again_and_released() -> None:
     assert pool.free_bytes
     pool.release()
     assert pool.free_bytes == 0
+
+
+def test_widened_rows_lie_in_the_pool() -> None:
+    graph = torch.fx.Graph()
+    x = torch.randn(600, 512)
+    node = graph.call_function(torch.ops.sarc.widen_rows.default, (graph.placeholder("x"), 0, 700))
+    node.meta["type"] = ValueType((700, 512), torch.float32)
+    pool = Pool()
+    made = compute_into(node, (x, 0, 700), {}, pool, (700, 512))
+    assert made is not None and torch.equal(made, torch.cat([x, torch.zeros(100, 512)]))
+    del made
+    assert pool.free_bytes > 0
