@@ -21,13 +21,14 @@ from sarc.frontends.capture import Argument, Captured, capture, fill_results
 from sarc.frontends.check_inputs import check_arguments, check_graph, check_ranks, find_graph
 from sarc.frontends.copy_module import copy_module
 from sarc.frontends.inputs import argument, candidates, choose, take_apart
+from sarc.frontends.placeholders import graph_spaces, input_names, placeholder_types
 from sarc.ir.edge_program import EdgeProgram
 from sarc.ir.exchange import ExchangeOptions
 from sarc.ir.placement import Choice, Need, RowSet, Site
 from sarc.ir.print import format_program
 from sarc.ir.program import Input, Program
 from sarc.ir.schedule import Schedule
-from sarc.ir.space import Rows, Space, Spaces, ValueType
+from sarc.ir.space import ValueType
 from sarc.ir.verify import verify
 from sarc.partition.columns import ColumnMap
 from sarc.passes.forward.bind import bind
@@ -90,6 +91,10 @@ class Stages:
 
     def __getitem__(self, stage: str) -> Program:
         return self.programs[stage]
+
+    def having(self, programs: Mapping[str, Program]) -> Stages:
+        """These stages with more programs, or others."""
+        return replace(self, programs={**self.programs, **programs})
 
 
 class Pipeline:
@@ -177,17 +182,17 @@ class Pipeline:
         step = stages["step"]
         if wrt and self.objective == "memory":
             step = self.after(OrderDense.name, OrderDense(wrt, tight=True).run(step))
-            stages = Stages(stages.captured, {**stages.programs, "step": step}, stages.captured_answers)
+            stages = stages.having({"step": step})
         if self.exchange.exchange != "sar":
             stages, step = self._bind_data(stages, wrt, halos, rows)
         if not wrt:
             simplified = self.after(Simplify.name, Simplify().run(step.at("forward")))
             forward = self.after(FuseEdgePrograms.name, FuseEdgePrograms().run(simplified))
-            return Stages(stages.captured, {**stages.programs, "forward": forward}, stages.captured_answers)
+            return stages.having({"forward": forward})
         joint = self.after("differentiate", differentiate(step, wrt))
         joint = self.after(Simplify.name, Simplify().run(joint))
         known = {**rows, "halo": max(halos.values(), default=0)}
-        return self.divide(Stages(stages.captured, {**stages.programs, "joint": joint}, stages.captured_answers), known)
+        return self.divide(stages.having({"joint": joint}), known)
 
     def divide(
         self,
@@ -206,8 +211,7 @@ class Pipeline:
         joint = self.after(Rematerialise.name, planner.run(stages["joint"]))
         forward, backward = (self.after("split", program) for program in split(joint))
         forward, backward = (self.after(FuseEdgePrograms.name, FuseEdgePrograms().run(p)) for p in (forward, backward))
-        made = {"joint": joint, "forward": forward, "backward": backward}
-        return Stages(stages.captured, {**stages.programs, **made}, stages.captured_answers)
+        return stages.having({"joint": joint, "forward": forward, "backward": backward})
 
     def factored(self, stages: Stages, rows: Mapping[str, int]) -> Stages | None:
         """The stages with gradients of rows made of the forward pass's sums (`FactorGradients`); None where none is."""
@@ -215,7 +219,7 @@ class Pipeline:
         if joint is stages["joint"]:
             return None
         joint = self.after(FactorGradients.name, joint)
-        return self.divide(Stages(stages.captured, {**stages.programs, "joint": joint}, stages.captured_answers), rows)
+        return self.divide(stages.having({"joint": joint}), rows)
 
     def fewer_tables(self, stages: Stages, rows: Mapping[str, int]) -> list[Stages]:
         """Stages whose backward pass reads fewer tables of the forward pass and gathers more (`FoldProducts`), with
@@ -224,7 +228,7 @@ class Pipeline:
         if joint is stages["joint"]:
             return []
         joint = self.after(Simplify.name, Simplify().run(self.after(FoldProducts.name, joint)))
-        folded = Stages(stages.captured, {**stages.programs, "joint": joint}, stages.captured_answers)
+        folded = stages.having({"joint": joint})
         return [self.divide(folded, rows, worth=worth) for worth in (2 * WORTH, WORTH)]
 
     def _bind_data(
@@ -239,8 +243,7 @@ class Pipeline:
             return stages, stages["step"]
         data, step = self.after("bind-data", data), self.after("bind-data", step)
         fused = self.after(FuseEdgePrograms.name, FuseEdgePrograms().run(data))
-        made = {"data": fused, "bound step": step}
-        return Stages(stages.captured, {**stages.programs, **made}, stages.captured_answers), step
+        return stages.having({"data": fused, "bound step": step}), step
 
     def narrow(self, program: Program, remote: frozenset[str], device: torch.device) -> Program:
         """The program of a stage whose edge programs read the narrowest rows of other parts, on a device."""
@@ -371,39 +374,3 @@ class Pipeline:
     def runs(self, program: Program, kernels: Mapping[str, Any], device: torch.device) -> dict[str, Run]:
         """How each edge program of a partitioned program runs on a device, by name."""
         return self.backend.runs(program, kernels, device)
-
-
-def graph_spaces() -> Spaces:
-    """The spaces every program starts from: nodes N and edges E of the one relation."""
-    spaces = Spaces()
-    spaces.add(Space("N", "nodes"))
-    spaces.add(Space("E", "edges", on_edges=True))
-    return spaces
-
-
-def input_names(inputs: Sequence[Input]) -> list[str]:
-    """Readable, valid and distinct names for placeholders."""
-    names: list[str] = []
-    for entry in inputs:
-        stem = "".join(c if c.isalnum() else "_" for c in entry.name).strip("_") or "value"
-        stem = f"rows_{stem}" if entry.kind == "rows" else stem if not stem[0].isdigit() else f"p_{stem}"
-        name, k = stem, 1
-        while name in names:
-            k += 1
-            name = f"{stem}_{k}"
-        names.append(name)
-    return names
-
-
-def placeholder_types(graph: fx.Graph, captured: Captured, arguments: Sequence[Argument]) -> list[ValueType]:
-    given = {a.path: a.type for a in arguments}
-    types = []
-    for node, entry in zip((n for n in graph.nodes if n.op == "placeholder"), captured.inputs, strict=False):
-        if entry.kind == "arg":
-            types.append(given[entry.name])
-        elif entry.kind == "rows":
-            types.append(ValueType((Rows(entry.name),), torch.uint8))
-        else:
-            value = node.meta["val"]
-            types.append(ValueType(tuple(int(n) for n in value.shape), value.dtype))
-    return types

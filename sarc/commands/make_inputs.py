@@ -19,9 +19,9 @@ from sarc.commands.find_model import Found
 from sarc.data import GraphData, labelled_graph, load
 from sarc.data.to_dgl import to_dgl
 from sarc.errors import CommandError
+from sarc.frontends.placeholders import graph_spaces
 from sarc.ir.operand_text import read_types
 from sarc.ir.space import Rows, ValueType
-from sarc.pipeline import graph_spaces
 
 GENERATED = "generated"
 # What an argument of this name is, when nothing says otherwise; {F} is the width of the features.

@@ -57,6 +57,13 @@ def plain_space(type_: object) -> str:
     return first.space if isinstance(first, Rows) and first.plain else ""
 
 
+def behind_views(node: fx.Node) -> fx.Node:
+    """The value that a value is a view of."""
+    while node.target in ROW_VIEWS:
+        node = node.args[0]
+    return node
+
+
 def is_row_operation(node: fx.Node, space: str) -> bool:
     """Whether each row of the result is made of the same row of the operands, rows being those of `space`."""
     type_ = node.meta.get("type")

@@ -14,6 +14,7 @@ from torch import nn
 from sarc.codegen.kernels import has_kernel
 from sarc.codegen.overwrite import overwritable
 from sarc.frontends.capture import Argument, capture
+from sarc.frontends.placeholders import graph_spaces, input_names, placeholder_types
 from sarc.ir.parse import parse_program
 from sarc.ir.placement import Ends, RowSet, Site
 from sarc.ir.print import format_node, format_program
@@ -51,7 +52,6 @@ from sarc.passes.partitioned.partition_program import PartitionProgram
 from sarc.passes.partitioned.place_edge_programs import PlaceEdgePrograms
 from sarc.passes.partitioned.repeat_rows import RepeatRows
 from sarc.passes.partitioned.reuse_storage import ReuseStorage
-from sarc.pipeline import graph_spaces, input_names, placeholder_types
 
 ARGUMENTS = [
     Argument("x", ValueType((Rows("N"), 4), torch.float32)),

@@ -10,6 +10,7 @@ import torch
 import torch.fx as fx
 
 from sarc.ir.dialect import REDUCE
+from sarc.ir.frontier import row_width
 from sarc.ir.layout_rules import reduced_axes
 from sarc.ir.program import type_of
 from sarc.ir.space import Dim, Rows
@@ -170,14 +171,9 @@ def _viewed(x: fx.Node, views: list[fx.Node], builder: Builder) -> fx.Node:
 
 def _narrower(w: fx.Node, x: fx.Node) -> bool:
     """Whether a value has no rows, where another one has, or fewer entries a row of the same rows."""
-    (a, b), (entries, wide) = (type_of(w), type_of(x)), (_entries(w), _entries(x))
+    a, b = type_of(w), type_of(x)
     rows, others = ([d for d in t.dims if isinstance(d, Rows)] for t in (a, b))
-    return a.dtype == b.dtype and ((not rows and bool(others)) or (rows == others and entries < wide))
-
-
-def _entries(x: fx.Node) -> int:
-    """Entries of a row."""
-    return math.prod(d for d in type_of(x).dims if not isinstance(d, Rows))
+    return a.dtype == b.dtype and ((not rows and bool(others)) or (rows == others and row_width(a) < row_width(b)))
 
 
 def sum_of_spread(node: fx.Node, builder: Builder) -> fx.Node | None:

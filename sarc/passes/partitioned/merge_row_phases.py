@@ -46,7 +46,7 @@ from dataclasses import replace
 
 import torch.fx as fx
 
-from sarc.ir.cluster import ROW_VIEWS, Cluster, Merger, is_row_operation, plain_space, replace_clusters
+from sarc.ir.cluster import ROW_VIEWS, Cluster, Merger, behind_views, is_row_operation, plain_space, replace_clusters
 from sarc.ir.edge_program import EdgeProgram, edge_call
 from sarc.ir.frontier import row_width
 from sarc.ir.program import Program
@@ -148,17 +148,11 @@ def without_second_tables(cluster: Cluster, returned: Sequence[fx.Node]) -> Clus
         # Views that are read outside are made again there.
         if node.target in (operator.getitem, edge_call, *ROW_VIEWS) or any(u in kept for u in node.users):
             continue
-        rows = [n for n in map(_behind_views, node.all_input_nodes) if n in kept and plain_space(n.meta["type"])]
+        rows = [n for n in map(behind_views, node.all_input_nodes) if n in kept and plain_space(n.meta["type"])]
         stay = [n for n in rows if n in returned or any(u not in kept for u in n.users)]
         if any(row_width(n.meta["type"]) >= row_width(node.meta["type"]) for n in stay):
             del kept[node]
     return replace(cluster, members=kept)
-
-
-def _behind_views(node: fx.Node) -> fx.Node:
-    while node.target in ROW_VIEWS:
-        node = node.args[0]
-    return node
 
 
 def _row_column(call: fx.Node) -> tuple[fx.Node, str] | None:

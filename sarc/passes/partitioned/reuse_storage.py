@@ -49,7 +49,7 @@ from dataclasses import replace
 import torch
 import torch.fx as fx
 
-from sarc.ir.cluster import ROW_VIEWS, plain_space
+from sarc.ir.cluster import ROW_VIEWS, behind_views, plain_space
 from sarc.ir.collective import all_reduce, fetch, give_back
 from sarc.ir.dialect import MM_OVER
 from sarc.ir.edge_program import EdgeProgram, edge_call
@@ -90,7 +90,7 @@ class ReuseStorage:
                 changed |= self._folds(node, free, fronts, own.returned)
             elif node.target is aten.mm.default and node in free.get(node.args[0], ()):
                 rows = node.args[0]
-                front = node.meta["type"] != rows.meta["type"] or _behind_views(rows) in fronts
+                front = node.meta["type"] != rows.meta["type"] or behind_views(rows) in fronts
                 if front and _is_returned(node, own.returned):
                     continue
                 with own.graph.inserting_before(node):
@@ -116,7 +116,7 @@ class ReuseStorage:
             if results[k].over is not None or value in taken or call not in free.get(values[value], ()):
                 continue
             made = [u for u in call.users if u.args[1] == k]
-            if _behind_views(values[value]) in fronts:
+            if behind_views(values[value]) in fronts:
                 if any(_is_returned(n, returned) for n in made):
                     continue
                 fronts.update(made)
@@ -126,12 +126,6 @@ class ReuseStorage:
             return False
         call.args = (replace(edges, results=tuple(results)), values, columns)
         return True
-
-
-def _behind_views(node: fx.Node) -> fx.Node:
-    while node.target in ROW_VIEWS:
-        node = node.args[0]
-    return node
 
 
 def _is_returned(node: fx.Node, returned: Sequence[fx.Node]) -> bool:
