@@ -58,6 +58,7 @@ from sarc.passes.partitioned.merge_fold_states import MergeFoldStates
 from sarc.passes.partitioned.merge_row_phases import MergeRowPhases
 from sarc.passes.partitioned.narrow_fetches import NarrowFetches
 from sarc.passes.partitioned.narrow_gathers import NarrowGathers
+from sarc.passes.partitioned.narrow_products import NarrowProducts
 from sarc.passes.partitioned.order_lifetimes import OrderLifetimes
 from sarc.passes.partitioned.partition_program import PartitionProgram
 from sarc.passes.partitioned.place_edge_programs import PlaceEdgePrograms
@@ -319,7 +320,8 @@ class Pipeline:
             # CUDA kernels share a row between threads as it is.
             on_cpu = has is has_kernel
             hubs = frozenset(name for (name, _), column in columns.items() if column.has_hub and on_cpu)
-            program = after(NarrowGathers.name, NarrowGathers(has, tight).run(program))
+            program = after(NarrowGathers.name, NarrowGathers(has).run(program))
+            program = after(NarrowProducts.name, NarrowProducts().run(program))
             program = after(MergeRowPhases.name, MergeRowPhases(has, tight, hubs).run(program))
             program = after(FuseRows.name, FuseRows(has).run(program))
         program = after(OrderLifetimes.name, OrderLifetimes().run(program))

@@ -13,6 +13,7 @@ import torch.fx as fx
 
 from sarc.codegen.body import Body, features, width
 from sarc.codegen.cpp_source import Source
+from sarc.codegen.divide import Scratch, Stage, body_of
 from sarc.codegen.expression import C_TYPES, STORED_WIDE, literal, stored_type
 from sarc.codegen.loops import Loop, indent, loop_over_edges, spell
 from sarc.codegen.lower import Lowering
@@ -20,10 +21,10 @@ from sarc.codegen.pack import find_packs, places
 from sarc.codegen.prelude import PRELUDE, TO_THE_BIT
 from sarc.codegen.registers import in_registers
 from sarc.codegen.value import BLOCK, Value, linear, nest
-from sarc.codegen.vectors import LANES, MARK, whole
+from sarc.codegen.vectors import MARK, whole
 from sarc.codegen.views import Index
 from sarc.ir.dialect import start_value
-from sarc.ir.edge_program import EdgeProgram, fold_to_rows
+from sarc.ir.edge_program import fold_to_rows
 
 # Wide rows are prefetched so many bytes ahead, between the given numbers of rows; narrow ones so many rows.
 AHEAD_BYTES, AHEAD_LEAST, AHEAD_MOST = 8192, 8, 32
@@ -31,26 +32,19 @@ AHEAD_NARROW = 32
 LINE = 64
 
 
-def emit(
-    program: EdgeProgram, order: int | None, results: tuple[int, ...], scratch: frozenset[int] = frozenset()
-) -> Source:
-    """The kernel of some results of a program, in the order of one column.
-
-    Args:
-        order: the column whose rows the kernel visits, or None for edges in their own order.
-        results: all of them folds to that column, contractions, stores, or values of its rows.
-        scratch: operands and (as -1 - k) results that are edge rows in the order of the first traversal.
+def emit(stage: Stage) -> Source:
+    """The kernel of a stage: all its results are folds to its column, contractions, stores, or values of its rows.
 
     Raises:
         NoKernel: an operator of the body has no scalar form.
     """
-    return _Kernel(Body(program, order, results), scratch).run()
+    return _Kernel(body_of(stage), stage.scratch).run()
 
 
 class _Kernel(Lowering):
     """One kernel: the lowered body between its loops and folds."""
 
-    def __init__(self, body: Body, scratch: frozenset[int]):
+    def __init__(self, body: Body, scratch: Scratch):
         super().__init__(body)
         self.order, self.results, self.scratch = body.order, body.results, scratch
         self.load: list[str] = []
@@ -80,14 +74,11 @@ class _Kernel(Lowering):
             line = f"const {kind}*{self._apart(k)} x{k}_at = x{k} + int64_t(target) * {size};"
             self.row.setdefault(0, []).insert(0, line)
             return self.memory(f"x{k}_at", node)
-        if operand.column is not None:
-            where = f"c{operand.column}[k]"
-        else:
-            where = "positions[k]" if k in self.scratch else "edges[k]"
+        where = f"c{operand.column}[k]" if operand.column is not None else self.scratch.row_of(k)
         if self.body.is_wide(node):
             pointer = f"x{k}_at"
             self.edge_pointers[pointer] = f"const {kind}*{self._apart(k)} {pointer} = x{k} + int64_t({where}) * {size};"
-            if (operand.column is not None or self.order is not None) and k not in self.prefetched:
+            if where != "k" and (operand.column is not None or self.order is not None) and k not in self.prefetched:
                 self.prefetched.add(k)
                 nbytes = size * operand.type.dtype.itemsize
                 rows = min(max(AHEAD_BYTES // nbytes, AHEAD_LEAST), AHEAD_MOST)
@@ -101,10 +92,10 @@ class _Kernel(Lowering):
             pack, first = self.packed[k]
             table, size = f"pack{pack}", self.packs[pack].width
         pointer = f"{table}_at"
-        line = f"const {kind}* __restrict {pointer} = {table} + int64_t({where}) * {size};"
+        line = f"const {kind}*{self._apart(k)} {pointer} = {table} + int64_t({where}) * {size};"
         if line not in self.load:
             self.load.append(line)
-            if operand.column is not None or self.order is not None:
+            if where != "k" and (operand.column is not None or self.order is not None):
                 ahead = where.replace("[k]", f"[k + {AHEAD_NARROW}]")
                 self.load.append(f"__builtin_prefetch({table} + int64_t({ahead}) * {size});")
         array = self.new_array(node)
@@ -119,7 +110,13 @@ class _Kernel(Lowering):
     def _apart(self, k: int) -> str:
         """The qualifier of an operand's pointer: no result is written into its table, unless it takes its place."""
         over = {self.program.results[r].over for r in self.results}
-        return "" if self.program.operands[k].value in over else " __restrict"
+        written = self.scratch.in_place if k in self.scratch.entries else self.program.operands[k].value in over
+        return "" if written else " __restrict"
+
+    def _written_apart(self, k: int) -> str:
+        """The qualifier of a result's pointer."""
+        shared = self.scratch.in_place and -1 - k in self.scratch.entries
+        return "" if shared or self.program.results[k].over is not None else " __restrict"
 
     def _folded_as_loaded(self, node: fx.Node) -> str:
         """The accumulator of a narrow operand that is only summed, or ""."""
@@ -146,7 +143,7 @@ class _Kernel(Lowering):
         for k in self.results:
             result = self.program.results[k]
             kind = C_TYPES[result.type.dtype] if result.kind == "contract" else stored_type(result.type.dtype)
-            lines.append(f"{kind}*{' __restrict' if result.over is None else ''} y{k} = ({kind}*)p[{at}];")
+            lines.append(f"{kind}*{self._written_apart(k)} y{k} = ({kind}*)p[{at}];")
             lines.append(f"{kind}* __restrict part{k} = ({kind}*)p[{at + 1}]; (void)part{k};")
             at += 2
         lines.append("const int64_t chunks = n[0], seed = n[1], step = n[2], fresh = n[4];")
@@ -189,8 +186,8 @@ class _Kernel(Lowering):
         """The statement that folds a vector into an accumulator in registers."""
 
         def update(at: Index) -> str:
-            place = linear(at, value.dims).replace(MARK, "")
-            return form.format(f"{acc}_in[({place}) / {LANES}]", whole(value.element(at)))
+            place, last = linear(at, value.dims).replace(MARK, ""), [d for d in features(value.dims) if d != 1][-1]
+            return form.format(f"{acc}_in[({place}) / {last} * vectors + v]", whole(value.element(at)))
 
         return update
 
@@ -207,7 +204,7 @@ class _Kernel(Lowering):
             root, result = self.body.roots[k], self.program.results[k]
             if result.kind != "store" or self.body.passes[root] != sweep or self.body.fold_phase(root) != phase:
                 continue
-            one = self._put(k, "k" if -1 - k in self.scratch else "edges[k]")
+            one = self._put(k, self.scratch.row_of(-1 - k))
             lines += one if phase % 2 else ["for (int q = 0; q < count; ++q) {", "const int64_t k = k0 + q;", *one, "}"]
         return lines
 
@@ -218,8 +215,7 @@ class _Kernel(Lowering):
         form = f"out[{{}}] = {stored};"
         loop = nest(value.dims, lambda at: form.format(linear(at, value.dims), value.element(at)))
         row = f"int64_t({where}) * {width(self.body.roots[k])}"
-        apart = " __restrict" if self.program.results[k].over is None else ""
-        return [f"{{ {stored_type(type_.dtype)}*{apart} out = y{k} + {row};", loop, "}"]
+        return [f"{{ {stored_type(type_.dtype)}*{self._written_apart(k)} out = y{k} + {row};", loop, "}"]
 
     # --- loops
 
@@ -305,8 +301,7 @@ class _Kernel(Lowering):
                 start = literal(start_value(result.fold, result.type.dtype), result.type.dtype)
                 chunk_begin.append(f"alignas(64) {kind} a{k}[{size}];")
                 where = f"slot < 0 ? y{k} + int64_t(target) * {size} : part{k} + int64_t(slot) * {size}"
-                apart = " __restrict" if result.over is None else ""
-                begin.append(f"{stored_type(result.type.dtype)}*{apart} a{k}_to = {where};")
+                begin.append(f"{stored_type(result.type.dtype)}*{self._written_apart(k)} a{k}_to = {where};")
                 begin.append(f"if (fresh || slot >= 0) {flat} a{k}[i] = {start};")
                 begin.append(f"else {flat} a{k}[i] = {load.format(f'a{k}_to[i]')};")
                 end.append(f"{flat} a{k}_to[i] = {store.format(f'a{k}[i]')};")

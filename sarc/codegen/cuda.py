@@ -13,15 +13,16 @@ import math
 
 import torch.fx as fx
 
-from sarc.codegen.body import Body, features, width
+from sarc.codegen.body import features, width
 from sarc.codegen.cuda_folds import MEET
 from sarc.codegen.cuda_lanes import WARP
 from sarc.codegen.cuda_online import OnlineSweeps
 from sarc.codegen.cuda_source import CudaSource, Shape
+from sarc.codegen.divide import Stage, body_of
 from sarc.codegen.expression import C_TYPES, stored_type
 from sarc.codegen.loops import indent
 from sarc.codegen.views import NoKernel
-from sarc.ir.edge_program import EdgeProgram, fold_to_rows
+from sarc.ir.edge_program import fold_to_rows
 
 SHARED_BYTES = 48 << 10  # of a block, without asking for more
 COMFORTABLE_BYTES = 16 << 10  # leaves room for a dozen blocks on a multiprocessor
@@ -30,15 +31,13 @@ NUMBERS = ("hubs", "rows_long", "rows_short", "hubs_each", "long_each", "short_e
 """What a launcher reads from its int64 argument, in order."""
 
 
-def emit_cuda(
-    program: EdgeProgram, order: int | None, results: tuple[int, ...], scratch: frozenset[int] = frozenset()
-) -> CudaSource:
-    """The kernel of some results of a program, in the order of one column (see `sarc.codegen.cpp.emit`).
+def emit_cuda(stage: Stage) -> CudaSource:
+    """The kernel of a stage (see `sarc.codegen.cpp.emit`).
 
     Raises:
         NoKernel: an operator of the body has no scalar form, or the folds of a row do not fit shared memory.
     """
-    return _Kernel(Body(program, order, results), scratch).run()
+    return _Kernel(body_of(stage), stage.scratch).run()
 
 
 class _Kernel(OnlineSweeps):

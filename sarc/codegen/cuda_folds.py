@@ -10,6 +10,7 @@ import torch.fx as fx
 from sarc.codegen.body import NARROW, Body, width
 from sarc.codegen.cuda_lanes import Lanes, Task
 from sarc.codegen.cuda_values import COMBINE, neutral
+from sarc.codegen.divide import Scratch
 from sarc.codegen.expression import C_TYPES, stored_type
 from sarc.codegen.value import linear
 from sarc.codegen.views import Index
@@ -26,7 +27,7 @@ class Folds(Lanes):
         scratch: operands and results that stages leave each other (see `sarc.codegen.divide`).
     """
 
-    def __init__(self, body: Body, scratch: frozenset[int]):
+    def __init__(self, body: Body, scratch: Scratch):
         super().__init__(body, scratch)
         self.results = body.results
         self.own = [n for n in body.nodes if n.target is fold_to_rows]
@@ -74,7 +75,7 @@ class Folds(Lanes):
     # --- what is written
 
     def store_entry(self, k: int, at: Index) -> None:
-        root, where = self.body.roots[k], "k" if -1 - k in self.scratch else "edges[k]"
+        root, where = self.body.roots[k], self.scratch.row_of(-1 - k)
         entry, offset = self.value(root).element(at), linear(at, root.meta["type"].dims)
         self.add(f"sarc_put(y{k}[int64_t({where}) * {self.size_of(k)} + {offset}], {entry});")
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from sarc.codegen.cuda import NUMBERS, emit_cuda
 from sarc.codegen.cuda_source import CudaSource
 from sarc.codegen.cuda_traversal import RowsByLength, rows_by_length
-from sarc.codegen.divide import Stage
-from sarc.codegen.kernels import described, has_plain_rows, stages_of
+from sarc.codegen.divide import Stage, divide
+from sarc.codegen.kernels import described, has_plain_rows
 from sarc.codegen.nvcc import Library, Load, load_library
 from sarc.codegen.pack import lay_out
 from sarc.codegen.staged import Empty, StageCall, StagedKernel, rng_operand, rows_first, written
@@ -209,10 +209,7 @@ def cuda_sources(program: EdgeProgram) -> list[tuple[Stage, CudaSource]]:
     Raises:
         NoKernel: an operator of the body has no scalar form.
     """
-    return [
-        (stage, emit_cuda(stage.program, stage.order, numbers, scratch))
-        for stage, numbers, scratch in stages_of(program)
-    ]
+    return [(stage, emit_cuda(stage)) for stage in divide(program).stages]
 
 
 def cuda_builds(programs: Sequence[EdgeProgram], load: Load = load_library) -> list[Callable[[], object]]:

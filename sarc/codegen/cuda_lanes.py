@@ -15,6 +15,7 @@ import torch.fx as fx
 from sarc.codegen.body import Body, features, width
 from sarc.codegen.cuda_tables import LANE_BYTES
 from sarc.codegen.cuda_values import COMBINE, Values, neutral
+from sarc.codegen.divide import Scratch
 from sarc.codegen.expression import C_TYPES
 from sarc.codegen.value import linear
 from sarc.codegen.views import Index
@@ -55,7 +56,7 @@ class Lanes(Values):
         lanes: G where the kernel has wide values of edges; None where G follows the lengths of rows.
     """
 
-    def __init__(self, body: Body, scratch: frozenset[int]):
+    def __init__(self, body: Body, scratch: Scratch):
         super().__init__(body, scratch)
         self.most = self._most_neighbours()
         self.lanes = self._group()

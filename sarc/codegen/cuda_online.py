@@ -17,6 +17,7 @@ from sarc.codegen.cuda_folds import MEET
 from sarc.codegen.cuda_lanes import Task
 from sarc.codegen.cuda_sweeps import Sweeps
 from sarc.codegen.cuda_values import neutral
+from sarc.codegen.divide import Scratch
 from sarc.codegen.expression import C_TYPES
 from sarc.codegen.online import Online, find_online
 from sarc.codegen.operators import RULES
@@ -33,7 +34,7 @@ class OnlineSweeps(Sweeps):
         online: the pairs, by their first sweeps.
     """
 
-    def __init__(self, body: Body, scratch: frozenset[int]):
+    def __init__(self, body: Body, scratch: Scratch):
         super().__init__(body, scratch)
         self.online = find_online(body)
         shifts = [shift for pair in self.online.values() for shift in pair.shifts]

@@ -17,6 +17,7 @@ from sarc.codegen.body import NARROW, Body, width
 from sarc.codegen.cuda_folds import MEET, Folds
 from sarc.codegen.cuda_lanes import Task
 from sarc.codegen.cuda_values import FEATURE_FOLDS
+from sarc.codegen.divide import Scratch
 from sarc.codegen.value import linear
 from sarc.codegen.views import Index
 from sarc.ir.edge_program import fold_to_rows
@@ -32,7 +33,7 @@ class Sweeps(Folds):
         edge_arrays, row_arrays: values in shared memory, of a block's edges and of the row.
     """
 
-    def __init__(self, body: Body, scratch: frozenset[int]):
+    def __init__(self, body: Body, scratch: Scratch):
         super().__init__(body, scratch)
         self.order = body.order
         self.edge_arrays = [n for n in self.stored if n not in body.in_row]
@@ -148,7 +149,7 @@ class Sweeps(Folds):
             with self.behind_pointers() as lines:
                 tasks = [self._sink_task(n) for n in sinks]
                 tasks += [self.accumulate_task(*f) for f in folds]
-                tasks += [self.put_task(k, "k" if -1 - k in self.scratch else "edges[k]") for k in stores]
+                tasks += [self.put_task(k, self.scratch.row_of(-1 - k)) for k in stores]
                 self.spread(tasks)
             self.add("const int64_t k = k0 + q;", "(void)k;", *lines)
         for node in sinks:

@@ -12,6 +12,7 @@ import torch.fx as fx
 
 from sarc.codegen.body import Body, width
 from sarc.codegen.cuda_scope import Code
+from sarc.codegen.divide import Scratch
 from sarc.codegen.expression import stored_type
 from sarc.codegen.pack import find_packs, places
 
@@ -28,7 +29,7 @@ class Tables(Code):
         span: number of the features that are gone over.
     """
 
-    def __init__(self, body: Body, scratch: frozenset[int]):
+    def __init__(self, body: Body, scratch: Scratch):
         super().__init__()
         self.body, self.program, self.scratch = body, body.program, scratch
         self.packs = find_packs(body)
@@ -83,4 +84,4 @@ class Tables(Code):
     def _row_of(self, k: int) -> str:
         """The row of an operand's table that edge k of the traversal reads, as C++."""
         column = self.program.operands[k].column
-        return f"c{column}[k]" if column is not None else "positions[k]" if k in self.scratch else "edges[k]"
+        return f"c{column}[k]" if column is not None else self.scratch.row_of(k)

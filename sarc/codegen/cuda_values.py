@@ -17,6 +17,7 @@ import torch.fx as fx
 
 from sarc.codegen.body import NARROW, Body, features, width
 from sarc.codegen.cuda_tables import Tables
+from sarc.codegen.divide import Scratch
 from sarc.codegen.expression import C_TYPES, literal
 from sarc.codegen.operators import RULES, pointwise
 from sarc.codegen.value import VIEWS, Value, linear
@@ -45,7 +46,7 @@ class Values(Tables):
         draws: whether row keys are read.
     """
 
-    def __init__(self, body: Body, scratch: frozenset[int]):
+    def __init__(self, body: Body, scratch: Scratch):
         super().__init__(body, scratch)
         _wait_for_readers(body)
         self.ready: set[fx.Node] = set()

@@ -35,6 +35,8 @@ class _Launch:
 class CppKernel(StagedKernel[_Launch]):
     """An EdgeProgram compiled for the CPU: one library a traversal order."""
 
+    in_place = True
+
     def __init__(self, program: EdgeProgram):
         what = described(program)
         launches = [_Launch(stage, source, _launcher(source, what)) for stage, source in sources_of(program)]
@@ -148,20 +150,7 @@ def sources_of(program: EdgeProgram) -> list[tuple[Stage, Source]]:
     Raises:
         NoKernel: an operator of the body has no scalar form.
     """
-    return [
-        (stage, emit(stage.program, stage.order, numbers, scratch))
-        for stage, numbers, scratch in stages_of(program)
-    ]
-
-
-def stages_of(program: EdgeProgram) -> list[tuple[Stage, tuple[int, ...], frozenset[int]]]:
-    """The stages of a program: each one's results, and its operands and results that are scratch tensors."""
-    found = []
-    for stage in divide(program)[0]:
-        scratch = {k for k, place in enumerate(stage.operands) if place < 0}
-        scratch |= {-1 - k for k, place in enumerate(stage.results) if place < 0}
-        found.append((stage, tuple(range(len(stage.program.results))), frozenset(scratch)))
-    return found
+    return [(stage, emit(stage)) for stage in divide(program).stages]
 
 
 def has_plain_rows(program: EdgeProgram) -> bool:

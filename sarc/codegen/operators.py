@@ -14,7 +14,7 @@ from sarc.codegen.body import features, width
 from sarc.codegen.expression import C_TYPES, literal, scalar
 from sarc.codegen.loops import Loop
 from sarc.codegen.value import Value, linear
-from sarc.codegen.vectors import LANES, MARK, NoVector, VectorForm, is_vector, vector_operands
+from sarc.codegen.vectors import LANES, MARK, NoVector, VectorForm, is_vector, vector_operands, whole
 from sarc.codegen.views import Index, NoKernel, index_map
 from sarc.ir.call import named_arguments, op_name
 from sarc.ir.dialect import UNIFORM
@@ -178,7 +178,8 @@ def _fold_features(low: Lowering, node: fx.Node) -> Value:
         with contextlib.suppress(NoVector):
             term = source.element([MARK + i if axis == inner[0][0] else i for axis, i in enumerate(at)])
             start = f"sarc_vector<{low.vector}, {LANES}> {fold} = {{}};"
-            form = VectorForm((f"{fold} += {term};",), (start,), (f"{array.element(place)} = sarc_total({fold});",))
+            total = f"{array.element(place)} = sarc_total({fold});"
+            form = VectorForm((f"{fold} += sarc_unseen({whole(term)}, i{inner[0][0]});",), (start,), (total,))
     loop = Loop(
         outer,
         tuple(inner),

@@ -28,7 +28,7 @@ def overwritable(program: EdgeProgram) -> list[tuple[int, int]]:
 
 
 def _pairs(program: EdgeProgram) -> Iterator[tuple[int, int]]:
-    stages = divide(program)[0]
+    stages = divide(program).stages
     for at, stage in enumerate(stages):
         if stage.order is None:
             if len(stages) == 1:

@@ -60,11 +60,16 @@ template <class T, class S> static inline S sarc_min_of(const T* x, int n, S sta
 #define SARC_BYTES 16
 #endif
 
-// Numbers of a vector that divide `features`, a multiple of 4.
+// Numbers of a vector, no more than the features.
 template <class T> constexpr int sarc_lanes(int features) {
   int n = SARC_BYTES / int(sizeof(T));
-  while (features % n) n /= 2;
+  while (n > features) n /= 2;
   return n;
+}
+
+// The first feature of vector v: the last vector ends with the features.
+constexpr int sarc_start(int v, int lanes, int features) {
+  return v * lanes < features - lanes ? v * lanes : features - lanes;
 }
 
 // N numbers in a vector register, from memory and to it.
@@ -108,6 +113,13 @@ SARC_LANES(sarc_sum_lanes, S(0), sarc_add)
 SARC_LANES(sarc_max_lanes, into[l % W], sarc_max)
 SARC_LANES(sarc_min_lanes, into[l % W], sarc_min)
 
+// A vector of features from `start`, with 0 for those that the vector before it has too.
+template <class V> static inline V sarc_unseen(V x, int start) {
+  constexpr int N = sizeof(V) / sizeof(x[0]);
+  decltype(x < x) lane;
+  SARC_UNROLL for (int l = 0; l < N; ++l) lane[l] = l;
+  return start % N ? (lane < (lane * 0 + (N - start % N)) ? V{} : x) : x;
+}
 template <class V> static inline auto sarc_total(V v) -> decltype(v[0] + v[0]) {
   constexpr int N = sizeof(V) / sizeof(v[0]);
   decltype(v[0] + v[0]) part[N];

@@ -56,11 +56,17 @@ class StagedKernel(Generic[L]):
     Args:
         program: what was compiled.
         launches: its compiled stages, in launch order.
+
+    Attributes:
+        in_place: whether a stage may write an edge's scratch entry where it has read another one.
     """
+
+    in_place = False
 
     def __init__(self, program: EdgeProgram, launches: Sequence[L]):
         self.program, self.launches = program, list(launches)
-        self.scratch_types = divide(program)[1]
+        division = divide(program)
+        self.scratch_types, self.over = division.scratch, division.over if self.in_place else {}
 
     @property
     def orders(self) -> list[int | None]:
@@ -72,9 +78,10 @@ class StagedKernel(Generic[L]):
         """The generated translation units, in launch order."""
         return [launch.source for launch in self.launches]
 
-    def fits(self, order: Traversal) -> bool:
-        """Whether a traversal, made for any kernel, serves this one: a row's own folds need the row in one piece."""
-        return not (self.program.own_columns and order.pieces.numel())
+    def fits(self, order: int | None, found: Traversal) -> bool:
+        """Whether a traversal in one of `orders`, made for any kernel, serves this one: a row's own folds need the row
+        in one piece."""
+        return order not in self.program.own_columns or not found.pieces.numel()
 
     def traverse(
         self,
@@ -86,7 +93,8 @@ class StagedKernel(Generic[L]):
         device: torch.device | str = "cpu",
     ) -> Traversal:
         """A block's edges in one of `orders` (see `traversal`)."""
-        return traversal(order, edges, length, columns, rows, split=not self.program.own_columns, device=device)
+        split = order not in self.program.own_columns
+        return traversal(order, edges, length, columns, rows, split, device)
 
     def calls(
         self,
@@ -98,10 +106,13 @@ class StagedKernel(Generic[L]):
     ) -> Iterator[StageCall[L]]:
         """The stages of a launch on one block, one after another; arguments as of `CppKernel.launch`."""
         length = max((t.edges.numel() for t in traversals), default=0)
-        scratch = [empty(row_lengths(t, length), dtype=t.dtype) for t in self.scratch_types]
+        scratch: list[Tensor] = []
+        for i, type_ in enumerate(self.scratch_types):
+            made = scratch[self.over[i]] if i in self.over else empty(row_lengths(type_, length), dtype=type_.dtype)
+            scratch.append(made)
         for launch, order in zip(self.launches, traversals, strict=True):
             stage, positions = launch.stage, order.edges
-            if any(k < 0 for k in stage.operands):
+            if stage.scratch.scattered:
                 positions = order.positions_in(traversals[0], keys.numel())
             yield StageCall(launch, order, positions, *_tables_of(stage, operands, results, scratch))
 
@@ -122,7 +133,7 @@ class StagedKernel(Generic[L]):
             tables = [rows_first(x, axis) for x, axis in zip(given + made, axes, strict=True)]
             copied = sum(x.nbytes for x in tables if not x.is_contiguous())
             most = max(most, copied + packed_bytes(launch.source.packs, tables))
-        return sum(x.nbytes for x in scratch) + most
+        return sum(x.nbytes for i, x in enumerate(scratch) if i not in self.over) + most
 
 
 def _tables_of(

@@ -35,7 +35,8 @@ class Cluster:
         name, space: of the edge program.
         row_space: space of the rows that operations on rows have.
         column: the column by which edge calls fold to those rows; None where the rows are those of `space`.
-        members: edge calls, their results, operations on rows and contractions of rows, in the program's order.
+        members: edge calls, their results, operations on rows and contractions of rows, in the program's order. What
+            is folded by another column is read by none of them.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Merger:
         self.made: dict[fx.Node, fx.Node] = {}
         self.placed: dict[tuple, fx.Node] = {}
         self.last: fx.Node | None = None
+        self.elsewhere: dict[fx.Node, Result] = {}
         self.views, self.outputs = self._outputs()
         for node in cluster.members:
             if node.target is edge_call:
@@ -140,6 +142,8 @@ class Merger:
 
     def _result(self, node: fx.Node) -> Result:
         type_ = node.meta["type"]
+        if node in self.elsewhere:
+            return self.elsewhere[node]
         if not type_.spaces:
             return Result("contract", contract_kind(node), None, None, type_)
         if self.cluster.column is None:
@@ -195,7 +199,10 @@ class Merger:
         for k, (node, result) in enumerate(zip(returned, edges.results, strict=True)):
             made = env[node]
             getters = [u for u in call.users if u.args[1] == k]
-            if result.kind == "reduce":
+            if result.kind == "reduce" and columns[result.column] is not self.cluster.column:
+                there = replace(result, column=self._column(columns[result.column]))
+                self.elsewhere.update(dict.fromkeys(getters, there))
+            elif result.kind == "reduce":
                 name = getters[0].name if getters else node.name
                 made = self._add(name, fold_to_rows, made, self._column(columns[result.column]), 0, result.fold)
                 made.meta = {"type": result.type, "loc": getters[0].meta.get("loc", "") if getters else edges.loc}

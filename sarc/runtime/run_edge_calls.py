@@ -136,7 +136,7 @@ class EdgeCalls(RunState):
         found = []
         for order in kernel.orders:
             key: tuple = (tuple(block.maps), place, order)
-            if key in kept and not kernel.fits(kept[key]):
+            if key in kept and not kernel.fits(order, kept[key]):
                 key = (*key, "rows in one piece")
             if key not in kept:
                 targets = {c: block.targets(c) for c in block.maps}

@@ -63,10 +63,13 @@ class _Draft:
             made = self.call(aten.sum.dim_IntList, (a, [2], True), (first[0], 1))
             self.values.append(self.call(aten.sin.default, (made,), (first[0], 1)))
         else:
-            fold = self.draw(st.sampled_from(FOLDS))
-            rows = self.typed(self.body.call_function(fold_to_rows, (a, TARGET, 0, fold)), (NODES, *first))
-            rows = self.typed(self.body.call_function(aten.sin.default, (rows,)), (NODES, *first))
-            self.values.append(self.call(take_rows, (rows, TARGET, 0), first))
+            self.values.append(self.own_fold(a, self.draw(st.sampled_from(FOLDS))))
+
+    def own_fold(self, value: fx.Node, fold: str) -> fx.Node:
+        """A fold of a value to the rows of TARGET, read for each edge again."""
+        rows = self.typed(self.body.call_function(fold_to_rows, (value, TARGET, 0, fold)), (NODES, *features(value)))
+        rows = self.typed(self.body.call_function(aten.sin.default, (rows,)), (NODES, *features(value)))
+        return self.call(take_rows, (rows, TARGET, 0), features(value))
 
 
 def features(node: fx.Node) -> tuple[int, int]:
@@ -103,6 +106,48 @@ def edge_programs(draw: Callable, dtype: torch.dtype = torch.float64) -> EdgePro
         roots.append(root)
     draft.body.output(roots)
     return EdgeProgram("edges0", "E", tuple(draft.operands), tuple(results), draft.body, "model.py:1")
+
+
+@st.composite
+def folds_elsewhere(draw: Callable, dtype: torch.dtype = torch.float64) -> EdgeProgram:
+    """An edge program whose folds to TARGET's rows are read by what is folded to SOURCE's, as in a softmax's gradient.
+
+    Its results: a wide sum at the source, which reads no such fold, and folds at either end of numbers that do.
+    """
+    heads, width = draw(st.sampled_from([1, 2, 4, 8])), draw(st.sampled_from([9, 12, 17, 47, 64, 100]))
+    draft = _Draft(draw, dtype, heads, width)
+    draft.operand(SOURCE, (heads, width))
+    draft.operand(TARGET, draw(st.sampled_from([(heads, width), (1, width)])))
+    for column in (SOURCE, TARGET, draw(st.sampled_from([SOURCE, TARGET, None]))):
+        draft.operand(column, (heads, 1))
+    narrow = draft.values[2:]
+    for _ in range(draw(st.integers(0, 3))):
+        draft.step(False)
+    early = draft.call(aten.mul.Tensor, (draft.values[0], draft.pick()), (heads, width))
+    bounded = draft.call(aten.tanh.default, (early,), (heads, width))
+    dot = draft.call(aten.sum.dim_IntList, (bounded, [2], True), (heads, 1))
+    draft.values = [draft.call(aten.sin.default, (dot,), (heads, 1)), *narrow]
+    for _ in range(draw(st.integers(0, 3))):
+        draft.step(False)
+    folded = draft.call(aten.add.Tensor, (dot, draft.pick()), (heads, 1))
+    # Each edge reads the row's sum: what rounding leaves of it is added up once more.
+    folded = draft.call(aten.mul.Tensor, (folded, 2.0**-16), (heads, 1))
+    own = draft.own_fold(folded, draw(st.sampled_from(FOLDS)))
+    draft.values.append(own)
+    for _ in range(draw(st.integers(0, 3))):
+        draft.step(draw(st.booleans()))
+    late = draft.call(aten.add.Tensor, (draft.values[-1], own), (heads, 1))
+    rows = ValueType((NODES, heads, 1), dtype)
+    found = [
+        (Result("reduce", "sum", SOURCE, 0, ValueType((NODES, heads, width), dtype)), early),
+        (Result("reduce", draw(st.sampled_from(FOLDS)), TARGET, 0, rows), late),
+        (Result("reduce", draw(st.sampled_from(FOLDS)), SOURCE, 0, rows), late),
+        (Result("store", "", None, 0, ValueType((EDGES, heads, 1), dtype)), late),
+    ]
+    found = draw(st.permutations(found[: draw(st.sampled_from([3, 4]))]))
+    draft.body.output([root for _, root in found])
+    results = tuple(result for result, _ in found)
+    return EdgeProgram("edges0", "E", tuple(draft.operands), results, draft.body, "model.py:1")
 
 
 @st.composite

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -11,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sarc.codegen import build
+from sarc.codegen.body import NARROW
 from sarc.codegen.cuda_kernels import CudaKernel
+from sarc.codegen.divide import divide
 from sarc.codegen.kernels import CppKernel
 from sarc.ir.edge_program import EdgeProgram, new_accumulator, run_whole
 from tests.codegen.emulate import emulated
-from tests.codegen.random_programs import columns, edge_programs
+from tests.codegen.random_programs import SOURCE, TARGET, columns, edge_programs, folds_elsewhere
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler on this machine")
 
@@ -46,6 +49,22 @@ def run_kernel(
 @pytest.mark.parametrize("make", [CppKernel, partial(CudaKernel, load=emulated)], ids=["C++", "CUDA"])
 @given(edge_programs(), columns(), st.integers(0, 1000))
 def test_kernels_equal_plain_torch(make: Callable, program: EdgeProgram, graph: tuple, seed: int) -> None:
+    compare(make, program, graph, seed)
+
+
+@pytest.mark.parametrize("make", [CppKernel, partial(CudaKernel, load=emulated)], ids=["C++", "CUDA"])
+@given(folds_elsewhere(), columns(), st.integers(0, 1000))
+def test_folds_of_a_row_are_read_by_folds_elsewhere(
+    make: Callable, program: EdgeProgram, graph: tuple, seed: int
+) -> None:
+    stages = divide(program).stages
+    assert [stage.order for stage in stages] == [SOURCE, TARGET, SOURCE]
+    wide = [[o.column for o in stage.program.operands if math.prod(o.type.dims[1:]) > NARROW] for stage in stages]
+    assert wide[0] and not wide[1] and not wide[2]
+    compare(make, program, graph, seed)
+
+
+def compare(make: Callable, program: EdgeProgram, graph: tuple, seed: int) -> None:
     nodes, index = graph
     tables = inputs(program, nodes, index.shape[1], seed)
     expected = run_whole(program, tables, list(index), {"E": index.shape[1], "N": nodes})

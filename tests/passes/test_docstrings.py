@@ -47,6 +47,7 @@ from sarc.passes.partitioned.merge_fold_states import MergeFoldStates
 from sarc.passes.partitioned.merge_row_phases import MergeRowPhases
 from sarc.passes.partitioned.narrow_fetches import NarrowFetches
 from sarc.passes.partitioned.narrow_gathers import NarrowGathers
+from sarc.passes.partitioned.narrow_products import NarrowProducts
 from sarc.passes.partitioned.order_lifetimes import OrderLifetimes
 from sarc.passes.partitioned.partition_program import PartitionProgram
 from sarc.passes.partitioned.place_edge_programs import PlaceEdgePrograms
@@ -126,6 +127,7 @@ ON_PROGRAM: dict[str, Callable[[Program], tuple[Program, ...]]] = {
     "sarc.passes.partitioned.repeat_rows": lambda p: (RepeatRows().run(p),),
     "sarc.passes.partitioned.add_products": lambda p: (AddProducts().run(p),),
     "sarc.passes.partitioned.narrow_gathers": lambda p: (NarrowGathers(has_kernel).run(p),),
+    "sarc.passes.partitioned.narrow_products": lambda p: (NarrowProducts().run(p),),
     "sarc.passes.partitioned.merge_row_phases": lambda p: (MergeRowPhases(has_kernel).run(p),),
     "sarc.passes.partitioned.fuse_rows": lambda p: (FuseRows(has_kernel).run(p),),
     "sarc.passes.partitioned.order_lifetimes": lambda p: (OrderLifetimes().run(p),),

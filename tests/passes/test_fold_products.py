@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch_geometric.nn import GATConv
 
 import sarc
+from sarc.codegen.build import compiler
+from sarc.codegen.divide import divide
 from sarc.errors import BudgetError
 from sarc.ir.edge_program import edge_call
 from sarc.ir.parse import parse_program
@@ -77,6 +79,22 @@ def test_parts_learn_the_same(backend: str, exchange: str, monkeypatch: pytest.M
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10)
     assert not saves_heads(compiled)
     assert compiled.plan().sent_bytes == compiled.traffic()["sent_bytes"]
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
+def test_the_products_are_made_with_the_gradients_that_need_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One edge program: its wide rows are gathered once, by the sources, and nothing wide by the destinations."""
+    model, x, edge_index = problem()
+    monkeypatch.setattr(budget, "_WORTH_COMPARING", 0)
+    compiled = sarc.compile(model, 1, objective="memory", backend="cpp")
+    for mine, theirs in zip(gradients(compiled, x, edge_index), gradients(model, x, edge_index), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10)
+    programs = [edges for stage, edges, _ in compiled.kernel_sources() if stage == "backward" and edges.own_columns]
+    (stages,) = [divide(edges).stages for edges in programs if any(r.kind == "reduce" for r in edges.results)]
+    assert [stage.order for stage in stages] == [stages[0].order, *programs[0].own_columns, stages[0].order]
+    wide = [[o.column for o in s.program.operands if o.type.dims[1:] in ((HEADS, C), (1, C))] for s in stages]
+    assert sorted(wide[0]) == [0, 1] and not wide[1] and not wide[2]
+    assert divide(programs[0]).over
 
 
 def test_a_budget_that_nothing_else_fits_is_met_so(monkeypatch: pytest.MonkeyPatch) -> None:

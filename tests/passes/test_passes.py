@@ -29,6 +29,7 @@ from sarc.passes.partitioned.add_products import AddProducts
 from sarc.passes.partitioned.fuse_rows import FuseRows
 from sarc.passes.partitioned.merge_row_phases import MergeRowPhases
 from sarc.passes.partitioned.narrow_gathers import NarrowGathers
+from sarc.passes.partitioned.narrow_products import NarrowProducts
 from sarc.passes.partitioned.partition_program import PartitionProgram
 from sarc.passes.partitioned.repeat_rows import RepeatRows
 from sarc.passes.partitioned.reuse_storage import ReuseStorage
@@ -96,6 +97,7 @@ def test_nothing_to_fuse_and_nothing_to_partition_give_the_same_object() -> None
     assert RepeatRows().run(rows) is rows
     assert AddProducts().run(rows) is rows
     assert NarrowGathers(has_kernel).run(rows) is rows
+    assert NarrowProducts().run(rows) is rows
     assert ReuseStorage(overwritable).run(rows) is rows
     assert merge_common(rows.graph) is False
     assert format_program(rows) == ROWS
@@ -179,8 +181,8 @@ def test_programs_for_kernels_compute_what_others_do(name: str, tight: bool) -> 
         program = PartitionProgram(frozenset()).run(made.programs[stage])
         before = format_program(program)
         for rewrite in (
-            RepeatRows(), AddProducts(), NarrowGathers(has_kernel, tight), MergeRowPhases(has_kernel, tight),
-            FuseRows(has_kernel), ReuseStorage(overwritable),
+            RepeatRows(), AddProducts(), NarrowGathers(has_kernel), NarrowProducts(),
+            MergeRowPhases(has_kernel, tight), FuseRows(has_kernel), ReuseStorage(overwritable),
         ):  # fmt: skip
             rewritten = verify(rewrite.run(program))
             assert format_program(program) == before

@@ -45,11 +45,11 @@ def test_a_second_result_is_made_behind_the_edges_where_memory_counts() -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("objective", ["time", "memory"])
-def test_where_memory_counts_the_gradient_of_a_result_is_gathered_as_it_comes(objective: str) -> None:
+def test_the_gradient_of_a_result_is_gathered_as_it_comes(objective: str) -> None:
     compiled, x, edges = layer(objective)
     program = compiled.program("partitioned backward")
     calls = [line for line in program.splitlines() if re.search(r"edge_call\(@edges\d+, ", line)]
-    assert any("%tangent_0" in line for line in calls) == (objective == "memory")
+    assert any("%tangent_0" in line for line in calls)
     plain = compiled.model(x, edges)
     wanted = torch.autograd.grad(plain.square().sum(), [x, *compiled.parameters()])
     got = torch.autograd.grad(compiled(x, edges).square().sum(), [x, *compiled.parameters()])

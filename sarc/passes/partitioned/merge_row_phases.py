@@ -34,8 +34,9 @@ After:
     %out: f32[N] = getitem(%edge_call, 0)   # model.py:9
     return result 0 = %out
 Needs a partitioned program and whether an edge program has a kernel; gives one with fewer edge programs.
-It does nothing to programs that exchange rows, that fold to several columns or from nodes to nodes, or whose merger has
-no kernel: the same object comes back when nothing merges.
+What is folded to another column as well joins where its kernel gathers no wide row a second time (`codegen/divide.py`).
+It does nothing to programs that exchange rows, that fold to other columns alone or from nodes to nodes, or whose merger
+has no kernel: the same object comes back when nothing merges.
 """
 
 from __future__ import annotations
@@ -88,11 +89,12 @@ class MergeRowPhases:
 
     def _grow(self, program: Program, call: fx.Node) -> Program:
         """`program` with what can be merged into `call` merged, or as it is."""
-        cluster = find_cluster(program, call)
+        cluster, wider = find_cluster(program, call), find_cluster(program, call, elsewhere=True)
         hub = cluster is not None and cluster.column is not None and cluster.column.name in self.hubs
-        if cluster is None or (hub and not self.tight):
+        if cluster is None or wider is None or (hub and not self.tight):
             return program
-        for candidate in (cluster, without_rows_behind(cluster)):
+        found = [without_rows_behind(wider)] if len(wider.calls) > len(cluster.calls) else []
+        for candidate in (*found, cluster, without_rows_behind(cluster)):
             if self.tight:
                 candidate = without_second_tables(candidate, program.returned)
             joined = [n for n in candidate.members if n is not call and n.target is not operator.getitem]
@@ -104,8 +106,11 @@ class MergeRowPhases:
         return program
 
 
-def find_cluster(program: Program, first: fx.Node) -> Cluster | None:
+def find_cluster(program: Program, first: fx.Node, elsewhere: bool = False) -> Cluster | None:
     """The largest cluster that starts with the edge call `first`.
+
+    Args:
+        elsewhere: whether edge calls join it that fold to other columns as well.
 
     None when it does not fold to one column's rows, or visits rows of their own space.
     """
@@ -116,13 +121,16 @@ def find_cluster(program: Program, first: fx.Node) -> Cluster | None:
         return None
     cluster = Cluster(edges.name, edges.space, start[1], start[0], {first: None})
     after: set[fx.Node] = set()  # values that depend on the cluster from outside
+    apart: set[fx.Node] = set()  # what is folded by another column
     for node in program.graph.nodes:
         operands = node.all_input_nodes if node.op == "call_function" else []
-        if any(n in after for n in operands):
+        if any(n in after or n in apart for n in operands):
             after.add(node)
         elif any(n in cluster.members for n in operands):
-            if _joins(node, cluster):
+            if _joins(node, cluster, elsewhere):
                 cluster.members[node] = None
+                if node.target is operator.getitem and not _is_row_fold(node, cluster):
+                    apart.add(node)
             else:
                 after.add(node)
     return cluster
@@ -167,13 +175,25 @@ def _row_column(call: fx.Node) -> tuple[fx.Node, str] | None:
     return (columns[only[0]], only[1]) if only and edges.remote is None else None
 
 
-def _joins(node: fx.Node, cluster: Cluster) -> bool:
+def _is_row_fold(node: fx.Node, cluster: Cluster) -> bool:
+    """Whether a result of an edge call is folded to the cluster's rows."""
+    call, k = node.args
+    return call.args[2][call.args[0].results[k].column] is cluster.column
+
+
+def _joins(node: fx.Node, cluster: Cluster, elsewhere: bool) -> bool:
     """Whether a value that depends on the cluster can be made inside it."""
     if node.target is operator.getitem:
         return True
     if node.target is edge_call:
         edges, values, columns = node.args
-        if edges.space != cluster.space or _row_column(node) != (cluster.column, cluster.row_space):
+        if edges.space != cluster.space or edges.remote is not None:
+            return False
+        mine = [r for r in edges.results if r.column is not None and columns[r.column] is cluster.column]
+        if not all(r.axis == 0 and plain_space(r.type) == cluster.row_space for r in mine):
+            return False
+        folds = all(r.kind == "reduce" for r in edges.results)
+        if not (elsewhere and folds) and _row_column(node) != (cluster.column, cluster.row_space):
             return False
         read = [o for o in edges.operands if values[o.value] in cluster.members]
         return all(o.column is not None and columns[o.column] is cluster.column and o.axis == 0 for o in read)

@@ -2,9 +2,9 @@
 
 The gradient of averaged heads is one row for all of them, divided by each head's sum: wide on the nodes, and narrow
 where it comes from. What takes exact operations on rows is done for the edges instead: the wide table is never made,
-and a fraction of its bytes is gathered. Where memory counts more than time, the same is done where a table is saved and
-no byte: what is gathered is an input of the program, which is there anyway, scaled by a narrow value. A division by a
-narrow value becomes a product with its inverse, made on the nodes: dividing takes a processor many times as long, and
+and a fraction of its bytes is gathered. The same is done where a table is saved and no byte: what is gathered is there
+anyway, scaled by a narrow value, which takes narrow products alone (`narrow_products.py`). A division by a narrow
+value becomes a product with its inverse, made on the nodes: dividing takes a processor many times as long, and
 there are more edges than nodes.
 
 In edge programs that reach other parts it is done before the program is divided, for both ends of an edge: then the
@@ -73,17 +73,14 @@ class NarrowGathers:
 
     Args:
         has_kernel: whether an edge program has a compiled form.
-        tight: memory counts more than time: what is there anyway is scaled once an edge, not once a node in a table.
         remote: names of the column values that reach other parts, of a program that is not divided yet, whose edge
             programs that read or fold through these are rewritten; None: the program is a part's, and all are.
     """
 
     name = "narrow-gathers"
 
-    def __init__(
-        self, has_kernel: Callable[[EdgeProgram], bool], tight: bool = False, remote: frozenset[str] | None = None
-    ):
-        self.has_kernel, self.tight, self.remote = has_kernel, tight, remote
+    def __init__(self, has_kernel: Callable[[EdgeProgram], bool], remote: frozenset[str] | None = None):
+        self.has_kernel, self.remote = has_kernel, remote
 
     def run(self, program: Program) -> Program:
         own = program.copy()
@@ -92,7 +89,7 @@ class NarrowGathers:
         for call in [n for n in own.graph.nodes if n.target is edge_call]:
             for column in self._columns(call):
                 frontier = find_narrower(call, column)
-                if frontier is None and self.tight:
+                if frontier is None and self.remote is None:
                     frontier = find_scaled_tables(call, column, own.returned)
                 if frontier is None:
                     continue
