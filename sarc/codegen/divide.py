@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch.fx as fx
 
@@ -100,7 +101,7 @@ def divide(program: EdgeProgram) -> Division:
         everything = tuple(range(len(program.operands)))
         return Division((Stage(program, order, everything, tuple(range(len(program.results)))),))
     late = [k for k, r in enumerate(program.results) if r.kind == "reduce" and r.column in columns[1:]]
-    cut = _cut([_returned(program)[k] for k in late], _is_few)
+    cut = _cut([_returned(program)[k] for k in late], partial(_is_few, program))
     division = _Division(program)
     division.add(columns[0], [k for k in range(len(program.results)) if k not in late], writes=cut)
     for column in columns[1:]:
@@ -121,12 +122,13 @@ def _around_own(program: EdgeProgram, own: int, columns: list[int]) -> Division:
     late = [k for k in elsewhere if k not in early]
     mine = [k for k in range(len(results)) if k not in elsewhere]
     folded = [n.args[0] for n in program.body.nodes if n.target is fold_to_rows]
+    is_few = partial(_is_few, program)
 
     def is_sink(node: fx.Node) -> bool:
-        return _is_few(node) and node not in behind and any(width(n) > NARROW for n in node.all_input_nodes)
+        return is_few(node) and node not in behind and any(width(n) > NARROW for n in node.all_input_nodes)
 
     given = _cut([returned[k] for k in mine + late] + folded, is_sink)
-    left = _cut([returned[k] for k in late], _is_few)
+    left = _cut([returned[k] for k in late], is_few)
     division = _Division(program)
     division.add(first, early, writes=given)
     division.add(own, mine, "_own", writes=left)
@@ -196,10 +198,10 @@ def _returned(program: EdgeProgram) -> Sequence[fx.Node]:
     return next(n for n in reversed(program.body.nodes) if n.op == "output").args[0]
 
 
-def _is_few(node: fx.Node) -> bool:
+def _is_few(program: EdgeProgram, node: fx.Node) -> bool:
     """Whether a value is a few numbers an edge, as may be written down."""
     type_ = node.meta["type"]
-    return width(node) <= NARROW and any(isinstance(d, Rows) for d in type_.dims) and type_.dtype.is_floating_point
+    return width(node) <= NARROW and program.space in type_.spaces and type_.dtype.is_floating_point
 
 
 def _cut(roots: list[fx.Node], fits: Callable[[fx.Node], bool]) -> list[fx.Node]:

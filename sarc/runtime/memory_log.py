@@ -2,6 +2,7 @@
 
 Tensors that share a storage count once. What is *loaded* counts to the end of the run, however early its last use,
 since others hold it as well: parameters and buffers (the model), arguments (the caller), bound values (the binding).
+Gradients of results are no part of that, but last as long: PyTorch's engine holds them while the backward pass runs.
 """
 
 from __future__ import annotations
@@ -62,8 +63,9 @@ class MemoryLog:
         self.live: list[int] = []
         self.loaded = 0
         self._category = categories(program)
-        entries = zip(program.placeholders, program.inputs, strict=True)
+        entries = list(zip(program.placeholders, program.inputs, strict=True))
         self._held = {n.name for n, e in entries if _OF_INPUT.get(e.kind) in LOADED}
+        self._lasting = self._held | {n.name for n, e in entries if e.kind == "tangent"}
         self._changes: list[tuple[int, str, Storages]] = []
         self._workspace: list[int] = []
         self._kept: list[Any] = []
@@ -71,8 +73,8 @@ class MemoryLog:
 
     def start(self, env: Mapping[str, Any]) -> None:
         """Before the first instruction."""
-        # So that nothing new takes the place of a loaded value that only the run held (rows cut for a part).
-        self._kept = [value for name, value in env.items() if name in self._held]
+        # So that nothing new takes the place of what lasts and only the run held (rows cut for a part).
+        self._kept = [value for name, value in env.items() if name in self._lasting]
         for name in sorted(env, key=lambda name: name not in self._held):
             if name not in self._held and not self.loaded:
                 self.loaded = self._now.total
@@ -85,7 +87,7 @@ class MemoryLog:
         """After one instruction has run, with the bytes that it alone used."""
         place = len(self.live)
         for name in touched(step):
-            if name not in self._held:
+            if name not in self._lasting:
                 self._set(place, name, chunks.get(name, env.get(name)))
         self._workspace.append(workspace)
         self.live.append(self._now.total + workspace)
