@@ -128,7 +128,7 @@ def _around_own(program: EdgeProgram, own: int, columns: list[int]) -> Division:
         return is_few(node) and node not in behind and any(width(n) > NARROW for n in node.all_input_nodes)
 
     given = _cut([returned[k] for k in mine + late] + folded, is_sink)
-    left = _cut([returned[k] for k in late], is_few)
+    left = [n for n in _cut([returned[k] for k in late], is_few) if n not in given]
     division = _Division(program)
     division.add(first, early, writes=given)
     division.add(own, mine, "_own", writes=left)
@@ -136,11 +136,16 @@ def _around_own(program: EdgeProgram, own: int, columns: list[int]) -> Division:
         division.add(column, [k for k in late if results[k].column == column], f"_by{column}")
     if not early or not given or sum(map(width, given)) > sum(map(width, left)):
         raise NoKernel("folds of a row read by folds to another column, for whose visit more is written than after it")
-    visit = division.stages[1]
+    for stage in division.stages:
+        if any(n.target is fold_to_rows and n.args[1] != stage.order for n in stage.program.body.nodes):
+            raise NoKernel("folds of a row in the order of another column")
+    visit = next((stage for stage in division.stages if stage.order == own), None)
+    if visit is None:
+        raise NoKernel("folds of a row that nothing visits")
     if any(row_width(o.type) > NARROW for o in visit.program.operands if o.column not in (None, own)):
         raise NoKernel("wide values in the order of folds of a row read by folds to another column")
     body = body_of(visit)
-    last = max(body.passes[n] for n in body.nodes if n not in body.in_row)
+    last = max((body.passes[n] for n in body.nodes if n not in body.in_row), default=0)
     written_last = all(body.passes[n] == last for n in _returned(visit.program)[len(mine) :])
     read_later = {place for stage in division.stages[2:] for place in stage.operands}
     free = [n for n in given if written_last and -1 - division.numbers[n] not in read_later]
@@ -181,6 +186,7 @@ class _Division:
             program, suffix, given, [*(returned[k] for k in results), *writes],
             [*(program.results[k] for k in results), *stored],
         )  # fmt: skip
+        assert not any(n in self.numbers for n in writes)
         for node in writes:
             self.numbers[node] = len(self.numbers)
         places = (*results, *(-1 - self.numbers[n] for n in writes))

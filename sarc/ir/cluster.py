@@ -195,6 +195,9 @@ class Merger:
             if node.op == "call_function":
                 env[node] = self.graph.node_copy(node, env.__getitem__)
                 env[node].meta = dict(node.meta)
+                if node.target in (fold_to_rows, take_rows):
+                    value, column, *rest = env[node].args
+                    env[node].args = (value, self._column(columns[column]), *rest)
         returned = next(n for n in reversed(edges.body.nodes) if n.op == "output").args[0]
         for k, (node, result) in enumerate(zip(returned, edges.results, strict=True)):
             made = env[node]

@@ -16,7 +16,9 @@ from sarc.codegen.body import NARROW
 from sarc.codegen.cuda_kernels import CudaKernel
 from sarc.codegen.divide import divide
 from sarc.codegen.kernels import CppKernel
-from sarc.ir.edge_program import EdgeProgram, new_accumulator, run_whole
+from sarc.codegen.views import NoKernel
+from sarc.ir.edge_program import EdgeProgram, edge_call, new_accumulator, run_whole
+from sarc.ir.parse import parse_program
 from tests.codegen.emulate import emulated
 from tests.codegen.random_programs import SOURCE, TARGET, columns, edge_programs, folds_elsewhere
 
@@ -72,3 +74,53 @@ def compare(make: Callable, program: EdgeProgram, graph: tuple, seed: int) -> No
         finite = theirs.abs()[theirs.isfinite()]
         scale = max(1.0, float(finite.max()) if finite.numel() else 1.0)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10 * scale, equal_nan=True)
+
+
+NUMBERED_ONCE = """program backward
+space N = nodes
+space E = edges on edges
+edges @edges0 over E
+  %a: f64[E, 4, 8] = gather $0 by #0 axis 0
+  %g: f64[E, 4, 8] = gather $1 by #1 axis 0
+  %w: f64[E, 4, 1] = rows $2 axis 0
+  %p: f64[E, 4, 8] = aten.mul.Tensor(%a, %g)
+  %s: f64[E, 4, 1] = aten.sum.dim_IntList(%p, [2], True)
+  %S: f64[N, 4, 1] = fold_to_rows(%s, 1, 0, 'sum')
+  %t: f64[E, 4, 1] = take_rows(%S, 1, 0)
+  %d: f64[E, 4, 1] = aten.sub.Tensor(%s, %t)
+  %e: f64[E, 4, 8] = aten.mul.Tensor(%w, %g)
+  reduce sum by #0 axis 0 %e: f64[N, 4, 8]
+  reduce sum by #0 axis 0 %d: f64[N, 4, 1]
+  reduce sum by #2 axis 0 %s: f64[N, 4, 1]
+%x: f64[N, 4, 8] = input arg x
+%y: f64[N, 4, 8] = input arg y
+%v: f64[E, 4, 1] = input arg v
+%src: i64[E] = input bound src
+%dst: i64[E] = input bound dst
+%third: i64[E] = input bound third
+%edge_call: (f64[N, 4, 8], f64[N, 4, 1], f64[N, 4, 1]) = edge_call(@edges0, [%x, %y, %v], [%src, %dst, %third])
+%out: f64[N, 4, 8] = getitem(%edge_call, 0)
+return result 0 = %out
+"""
+
+
+def numbered(text: str) -> EdgeProgram:
+    (call,) = (n for n in parse_program(text).graph.nodes if n.target is edge_call)
+    return call.args[0]
+
+
+def test_what_two_stages_read_is_written_down_once() -> None:
+    stages = divide(numbered(NUMBERED_ONCE)).stages
+    written = [place for stage in stages for place in stage.results if place < 0]
+    assert len(written) == len(set(written)) == 2
+
+
+def test_rows_are_folded_in_their_own_order_alone() -> None:
+    """A wide fold of a row that only a fold elsewhere reads has no stage: such a program has no kernel."""
+    wide = NUMBERED_ONCE.replace("  reduce sum by #0 axis 0 %e", """  %Q: f64[N, 4, 8] = fold_to_rows(%e, 1, 0, 'sum')
+  %u: f64[E, 4, 8] = take_rows(%Q, 1, 0)
+  %f: f64[E, 4, 8] = aten.mul.Tensor(%d, %u)
+  reduce sum by #0 axis 0 %e""", 1).replace("by #0 axis 0 %d: f64[N, 4, 1]", "by #0 axis 0 %f: f64[N, 4, 8]")
+    wide = wide.replace("(f64[N, 4, 8], f64[N, 4, 1], f64[N, 4, 1]) =", "(f64[N, 4, 8], f64[N, 4, 8], f64[N, 4, 1]) =")
+    with pytest.raises(NoKernel):
+        divide(numbered(wide))
