@@ -1,14 +1,13 @@
 """What a lower peak costs in time: `python -m benchmarks.recompute`.
 
 A training step of three layers under `objective="memory"`, as planned and with everything saved, in turn in one
-process; medians, and their ratio. `benchmarks.memory` measures what the same step saves.
+process; quartiles, and the median ratio. `benchmarks.memory` measures what the same step saves.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
-import time
+from collections.abc import Callable
 
 import click
 import torch
@@ -16,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 import sarc
 from benchmarks.memory import CLASSES, MEBI, WIDTH, Net, make_graph
+from benchmarks.timing import interleave, median_ratio, quartiles
 
 BUDGETS = {"as planned": None, "everything saved": math.inf}
 
@@ -26,8 +26,8 @@ BUDGETS = {"as planned": None, "everything saved": math.inf}
 @click.option("--graph", "kind", default="community", show_default=True)
 @click.option("--model", default="GAT", show_default=True, help="GAT or SAGE.")
 @click.option("--threads", default=1, show_default=True)
-@click.option("--steps", default=9, show_default=True, help="Of each, after two that warm up.")
-def main(nodes: int, degree: int, kind: str, model: str, threads: int, steps: int) -> None:
+@click.option("--repeat", default=9, show_default=True, help="Steps of each, after those that warm up.")
+def main(nodes: int, degree: int, kind: str, model: str, threads: int, repeat: int) -> None:
     """Time of a training step by what is kept between its passes."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -36,23 +36,17 @@ def main(nodes: int, degree: int, kind: str, model: str, threads: int, steps: in
     compiled = {
         name: sarc.compile(net, 1, objective="memory", memory_budget=budget) for name, budget in BUDGETS.items()
     }
-    taken: dict[str, list[float]] = {name: [] for name in compiled}
-    for step in range(2 + steps):
-        for name, module in compiled.items():
-            begin = time.perf_counter()
-            out = module(x, graph.edge_index)
-            loss = cross_entropy(out, y)
-            del out
-            loss.backward()
-            if step >= 2:
-                taken[name].append(time.perf_counter() - begin)
-    print(f"{model}, {kind}, N={nodes:,} E={nodes * degree:,}, {threads} threads, {steps} steps of each in turn")
-    seconds = {name: statistics.median(times) for name, times in taken.items()}
+
+    def step(module: sarc.CompiledModule) -> Callable[[], None]:
+        return lambda: cross_entropy(module(x, graph.edge_index), y).backward()
+
+    taken = interleave({name: step(module) for name, module in compiled.items()}, lambda k: None, repeat)
+    print(f"{model}, {kind}, N={nodes:,} E={nodes * degree:,}, {threads} threads, {repeat} steps of each in turn")
     for name, module in compiled.items():
-        (memory,) = module.plan().memory
-        print(f"{name:17} {seconds[name]:.3f} s a step, predicted peak {memory.peak / MEBI:.1f} MiB")
-    first, second = seconds.values()
-    print(f"as planned takes {first / second:.3f} times as long")
+        (memory,), (low, middle, high) = module.plan().memory, quartiles(taken[name])
+        peak = memory.peak / MEBI
+        print(f"{name:17} {middle:.3f} s a step ({low:.3f} to {high:.3f}), predicted peak {peak:.1f} MiB")
+    print(f"as planned takes {median_ratio(*taken.values()):.3f} times as long")
 
 
 if __name__ == "__main__":

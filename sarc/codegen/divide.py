@@ -12,7 +12,6 @@ place where the types are the same.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,7 +22,8 @@ from sarc.codegen.body import NARROW, Body, width
 from sarc.codegen.normalise import normalise
 from sarc.codegen.views import NoKernel
 from sarc.ir.edge_program import EdgeProgram, Operand, Result, fold_to_rows
-from sarc.ir.space import Rows, ValueType
+from sarc.ir.layout_rules import static_length
+from sarc.ir.space import ValueType
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,15 @@ def divide(program: EdgeProgram) -> Division:
     """The stages of a program.
 
     Raises:
-        NoKernel: wide values depend on the body's own folds in the order of another column.
+        NoKernel: the body folds to rows of its own through several columns; or folds to another column need wide values
+            again, or more numbers an edge before the own folds than behind them.
     """
     program = normalise(program)
     own = {n.args[1] for n in program.body.nodes if n.target is fold_to_rows}
     widths: dict[int, int] = {}
     for result in program.results:
         if result.kind == "reduce" and result.column is not None:
-            widths[result.column] = widths.get(result.column, 0) + row_width(result.type)
+            widths[result.column] = widths.get(result.column, 0) + static_length(result.type.dims)
     columns = sorted(widths, key=lambda c: (-widths[c], c))
     if len(own) > 1:
         raise NoKernel("folds to rows of several columns inside a body")
@@ -142,20 +143,17 @@ def _around_own(program: EdgeProgram, own: int, columns: list[int]) -> Division:
     visit = next((stage for stage in division.stages if stage.order == own), None)
     if visit is None:
         raise NoKernel("folds of a row that nothing visits")
-    if any(row_width(o.type) > NARROW for o in visit.program.operands if o.column not in (None, own)):
+    if any(static_length(o.type.dims) > NARROW for o in visit.program.operands if o.column not in (None, own)):
         raise NoKernel("wide values in the order of folds of a row read by folds to another column")
-    body = body_of(visit)
+    written = _returned(visit.program)[len(mine) :]
+    return division.finish(division.replaced(given, left) if _written_last(visit, written) else {})
+
+
+def _written_last(stage: Stage, written: Sequence[fx.Node]) -> bool:
+    """Whether a stage writes these values when it visits an edge for the last time."""
+    body = body_of(stage)
     last = max((body.passes[n] for n in body.nodes if n not in body.in_row), default=0)
-    written_last = all(body.passes[n] == last for n in _returned(visit.program)[len(mine) :])
-    read_later = {place for stage in division.stages[2:] for place in stage.operands}
-    free = [n for n in given if written_last and -1 - division.numbers[n] not in read_later]
-    over: dict[int, int] = {}
-    for node in left:
-        other = next((n for n in free if n.meta["type"] == node.meta["type"]), None)
-        if other is not None:
-            free.remove(other)
-            over[division.numbers[node]] = division.numbers[other]
-    return division.finish(over)
+    return all(body.passes[n] == last for n in written)
 
 
 def body_of(stage: Stage) -> Body:
@@ -193,6 +191,18 @@ class _Division:
         entries = {k for k, place in enumerate(operands) if place < 0} | {-1 - k for k, p in enumerate(places) if p < 0}
         scattered = bool(self.stages) and self.stages[0].order != order
         self.stages.append(Stage(made, order, operands, places, Scratch(frozenset(entries), scattered)))
+
+    def replaced(self, given: Sequence[fx.Node], left: Sequence[fx.Node]) -> dict[int, int]:
+        """By scratch tensor of what is `left`, that of what was `given`: of its type, and read by no stage behind."""
+        read = {place for stage in self.stages[2:] for place in stage.operands}
+        free = [n for n in given if -1 - self.numbers[n] not in read]
+        found: dict[int, int] = {}
+        for node in left:
+            other = next((n for n in free if n.meta["type"] == node.meta["type"]), None)
+            if other is not None:
+                free.remove(other)
+                found[self.numbers[node]] = self.numbers[other]
+        return found
 
     def finish(self, over: Mapping[int, int]) -> Division:
         written = {-1 - i for i in over}
@@ -262,8 +272,3 @@ def _extract(
     name = program.name + suffix
     made = EdgeProgram(name, program.space, tuple(operands), tuple(results), body, program.loc, program.remote)
     return made, tuple(places)
-
-
-def row_width(type_: ValueType) -> int:
-    """Entries of one row."""
-    return math.prod(d for d in type_.dims if not isinstance(d, Rows))

@@ -59,6 +59,8 @@ class StagedKernel(Generic[L]):
 
     Attributes:
         in_place: whether a stage may write an edge's scratch entry where it has read another one.
+        scratch_types: types of the scratch tensors between the stages.
+        over: scratch tensors that take the place of others.
     """
 
     in_place = False

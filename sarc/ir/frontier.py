@@ -7,7 +7,6 @@ is a minimum cut between what cannot be computed again and what is asked for; a 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -18,7 +17,8 @@ import torch.fx as fx
 from sarc.ir.cluster import ROW_VIEWS, is_row_operation, plain_space
 from sarc.ir.dialect import UNIFORM
 from sarc.ir.edge_program import EdgeProgram
-from sarc.ir.space import Rows, Size, ValueType
+from sarc.ir.layout_rules import static_length
+from sarc.ir.space import Size, ValueType
 
 aten = torch.ops.aten
 
@@ -64,7 +64,7 @@ def row_width(type_: ValueType, wire: torch.dtype | None = None) -> int:
     size = type_.dtype.itemsize
     if wire is not None and type_.dtype.is_floating_point:
         size = min(size, wire.itemsize)
-    return size * math.prod(d for d in type_.dims if not isinstance(d, Rows))
+    return size * static_length(type_.dims)
 
 
 def tells_extremes(edges: EdgeProgram) -> bool:

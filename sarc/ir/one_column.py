@@ -5,7 +5,6 @@ What is computed row by row from rows that one column names may as well be compu
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch.fx as fx
 
 from sarc.ir.dialect import GATHER
 from sarc.ir.finite_rows import infinite_on_empty
-from sarc.ir.layout_rules import reduced_axes
+from sarc.ir.layout_rules import reduced_axes, static_length
 from sarc.ir.program import Program, type_of
 from sarc.ir.space import Rows, ValueType
 
@@ -110,7 +109,7 @@ def _mixes(node: fx.Node, origin: OneColumn) -> bool:
 
 def width(node: fx.Node) -> int:
     """Numbers in a row."""
-    return math.prod(d for d in type_of(node).dims if not isinstance(d, Rows))
+    return static_length(type_of(node).dims)
 
 
 def with_rows(dims: tuple[Any, ...], old: Rows, new: Rows) -> tuple[Any, ...]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import attention, epochs, layers, ops, peak, placement, race, roof
+from benchmarks import attention, epochs, layers, ops, peak, placement, race, recompute, roof
 from benchmarks.contestants import Case, Contestant
 from benchmarks.graphs import KINDS, draw
 from benchmarks.options import Options
@@ -52,6 +53,15 @@ def test_placement(tmp_path: Path) -> None:
     sent = {(row["case"], row["placement"]): row["sent MiB"] for row in rows}
     for case in ("GAT", "SAGE"):
         assert sent[case, "bytes"] <= min(sent[case, other] for other in ("sar", "dst", "src", "cover"))
+
+
+def test_what_a_lower_peak_costs() -> None:
+    quick = ("--nodes", "300", "--degree", "6", "--threads", "1", "--repeat", "1", "--model", "SAGE")
+    done = CliRunner().invoke(recompute.main, quick, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    peaks = [float(peak) for peak in re.findall(r"predicted peak ([\d.]+) MiB", done.output)]
+    assert len(peaks) == 2 and peaks[0] <= peaks[1]
+    assert re.search(r"as planned takes [\d.]+ times as long", done.output)
 
 
 LIBRARIES = ("--contestants", "DGL", "--contestants", "PyG", "--contestants", "PyG, norm kept")

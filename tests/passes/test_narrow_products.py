@@ -90,6 +90,11 @@ CASES = {
   %r: f64[E, 8] = aten.sum.dim_IntList(%p, [1])""",
         "reduce sum by #0 axis 0 %r: f64[N, 8]", 2, 1,
     ),
+    "a product of wide rows": (
+        """  %m: f64[E, 4, 8] = aten.mul.Tensor(%g, %s)
+  %r: f64[E, 4, 8] = aten.mul.Tensor(%m, %z)""",
+        "reduce sum by #0 axis 0 %r: f64[N, 4, 8]", 2, 2,
+    ),
     "a product that something else reads": (
         """  %m: f64[E, 4, 8] = aten.mul.Tensor(%g, %s)
   %p: f64[E, 4, 8] = aten.mul.Tensor(%m, %t)
@@ -112,6 +117,7 @@ def test_narrow_factors_come_apart(name: str) -> None:
     found = program(body, result)
     made = verify(NarrowProducts().run(found))
     assert (wide(found), wide(made)) == (before, after)
+    assert (made is found) == (before == after)
     torch.testing.assert_close(value(made), value(found), rtol=1e-13, atol=1e-13)
 
 

@@ -260,5 +260,3 @@ def leaves_of(region: list[fx.Node]) -> list[fx.Node]:
             continue
         found += [n for n in node.all_input_nodes if n not in inside]
     return list(dict.fromkeys(found))
-
-

@@ -90,8 +90,9 @@ class MergeRowPhases:
     def _grow(self, program: Program, call: fx.Node) -> Program:
         """`program` with what can be merged into `call` merged, or as it is."""
         cluster, wider = find_cluster(program, call), find_cluster(program, call, elsewhere=True)
-        hub = cluster is not None and cluster.column is not None and cluster.column.name in self.hubs
-        if cluster is None or wider is None or (hub and not self.tight):
+        if cluster is None or wider is None:
+            return program
+        if cluster.column is not None and cluster.column.name in self.hubs and not self.tight:
             return program
         found = [without_rows_behind(wider)] if len(wider.calls) > len(cluster.calls) else []
         for candidate in (*found, cluster, without_rows_behind(cluster)):
@@ -112,7 +113,8 @@ def find_cluster(program: Program, first: fx.Node, elsewhere: bool = False) -> C
     Args:
         elsewhere: whether edge calls join it that fold to other columns as well.
 
-    None when it does not fold to one column's rows, or visits rows of their own space.
+    Returns:
+        None when `first` does not fold to one column's rows, or visits rows of their own space.
     """
     start = _row_column(first)
     edges: EdgeProgram = first.args[0]

@@ -47,7 +47,8 @@ import torch
 import torch.fx as fx
 
 from sarc.ir.edge_program import EdgeProgram, edge_call
-from sarc.ir.frontier import row_width, tells_extremes
+from sarc.ir.frontier import tells_extremes
+from sarc.ir.layout_rules import static_length
 from sarc.ir.program import Program, remove_dead
 from sarc.ir.space import Rows, Spaces
 from sarc.passes.base import Builder, merge_common
@@ -138,7 +139,7 @@ def _is_one(node: fx.Node, axes: tuple[int, ...]) -> bool:
 
 
 def _width(node: fx.Node) -> int:
-    return row_width(node.meta["type"])
+    return static_length(node.meta["type"].dims)
 
 
 def _width_of(factors: list[fx.Node]) -> int:

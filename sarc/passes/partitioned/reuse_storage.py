@@ -42,7 +42,6 @@ programs that fetch rows: the same object comes back when no table is free.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -53,9 +52,9 @@ from sarc.ir.cluster import ROW_VIEWS, behind_views, plain_space
 from sarc.ir.collective import all_reduce, fetch, give_back
 from sarc.ir.dialect import MM_OVER
 from sarc.ir.edge_program import EdgeProgram, edge_call
+from sarc.ir.layout_rules import static_length
 from sarc.ir.lifetimes import Lifetimes, Storage
 from sarc.ir.program import Program
-from sarc.ir.space import Rows
 from sarc.passes.base import Builder
 
 aten = torch.ops.aten
@@ -177,6 +176,6 @@ def _fits(product: fx.Node, storage: Storage, least: float) -> bool:
     owner, k = storage
     types = owner.meta["type"]
     whole = types[k] if isinstance(types, tuple) else types
-    fills = math.prod(d for d in whole.dims if not isinstance(d, Rows)) == rows.dims[1]
+    fills = static_length(whole.dims) == rows.dims[1]
     fits = least * rows.dims[1] <= made.dims[1] <= rows.dims[1]
     return fits and plain_space(whole) == plain_space(rows) and whole.dtype == rows.dtype and fills
