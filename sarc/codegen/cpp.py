@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
 import torch.fx as fx
 
 from sarc.codegen.body import Body, features, width
@@ -69,7 +70,7 @@ class _Kernel(Lowering):
         self.compute_type(operand.type.dtype)
         if operand.axis is None:
             return self.memory(f"x{k}", node)
-        kind = stored_type(operand.type.dtype)
+        kind = _read_type(operand.type.dtype)
         if node in self.body.in_row:
             line = f"const {kind}*{self._apart(k)} x{k}_at = x{k} + int64_t(target) * {size};"
             self.row.setdefault(0, []).insert(0, line)
@@ -131,7 +132,7 @@ class _Kernel(Lowering):
         ]  # fmt: skip
         columns = sorted(self.program.columns_used("gather") | self.program.columns_used("reduce"))
         names += [("int32_t", f"c{c}") for c in columns]
-        stored = [stored_type(o.type.dtype) if o.type.dtype in C_TYPES else "char" for o in self.program.operands]
+        stored = [_read_type(o.type.dtype) if o.type.dtype in C_TYPES else "char" for o in self.program.operands]
         names += [(kind, f"x{k}") for k, kind in enumerate(stored)]
         names += [(stored[p.operands[0][0]], f"pack{i}") for i, p in enumerate(self.packs)]
         apart = {f"x{k}": self._apart(k) for k in range(len(self.program.operands))}
@@ -354,6 +355,11 @@ class _Kernel(Lowering):
                 continue
             lines += spell(self._put(k, "target"))
         return lines
+
+
+def _read_type(dtype: torch.dtype) -> str:
+    """The C++ type that a table's elements are read as: GCC makes no vectors of reads of `bool`."""
+    return "uint8_t" if dtype == torch.bool else stored_type(dtype)
 
 
 _UNIT = """

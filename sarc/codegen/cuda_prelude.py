@@ -33,6 +33,7 @@ template <class T> SARC_DEVICE T sarc_inf() { return std::numeric_limits<T>::inf
 // Like torch: a NaN operand gives NaN.
 template <class T> SARC_DEVICE T sarc_max(T a, T b) { return (a > b || a != a) ? a : b; }
 template <class T> SARC_DEVICE T sarc_min(T a, T b) { return (a < b || a != a) ? a : b; }
+template <class C, class A, class B> SARC_DEVICE auto sarc_where(C c, A a, B b) { return c ? a : b; }
 SARC_DEVICE float sarc_exp(float x) { return expf(x); }
 SARC_DEVICE double sarc_exp(double x) { return exp(x); }
 

@@ -148,7 +148,7 @@ def scalar(
     if name in _UNARY and len(operands) == 1:
         return _UNARY[name].format(operands[0], one=one, zero=zero, kind=C_TYPES[compute])
     if name == "where" and len(operands) == 3:
-        return "({} ? {} : {})".format(*operands)
+        return "sarc_where({}, {}, {})".format(*operands)
     if name == "leaky_relu":
         slope = literal(numbers.get("negative_slope", 0.01), compute)
         return f"({operands[0]} > {zero} ? {operands[0]} : {operands[0]} * {slope})"

@@ -167,11 +167,11 @@ class Lowering(ABC):
         type_ = node.meta["type"]
 
         def at(i: str) -> str:
-            if type_.dtype not in STORED_WIDE:
+            if type_.dtype not in STORED_WIDE and type_.dtype != torch.bool:
                 return read(name, i)
             if MARK in i:
                 raise NoVector(i)
-            return f"sarc_load({name}[{i}])"
+            return f"({name}[{i}] != 0)" if type_.dtype == torch.bool else f"sarc_load({name}[{i}])"
 
         return Value(lambda index: at(linear(index, type_.dims)), type_.dims, True, at)
 

@@ -28,6 +28,9 @@ template <class T> static inline T sarc_nan() { return std::numeric_limits<T>::q
 template <class T> static inline T sarc_max(T a, T b) { return ((a > b) | (a != a)) ? a : b; }
 template <class T> static inline T sarc_min(T a, T b) { return ((a < b) | (a != a)) ? a : b; }
 
+// By value: of two elements in memory, ?: itself chooses an address, and of choices of addresses there are no vectors.
+template <class C, class A, class B> static inline auto sarc_where(C c, A a, B b) { return c ? a : b; }
+
 // Folds of n contiguous values, in the type of what they are folded into.
 template <class T, class S> static inline S sarc_sum_of(const T* x, int n, S start) {
   S sum = 0;

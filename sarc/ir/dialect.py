@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sarc.ir.philox import uniform as philox_uniform
+from sarc.ir.products import multiply_blocks
 
 
 def start_value(kind: str, dtype: torch.dtype) -> float | int:
@@ -171,28 +172,13 @@ def _(mask):
     return mask.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
 
 
-# Products over their operand go by blocks of this many bytes: small enough to stay in a cache until they are copied
-# back, large enough for one call of the library.
-_BLOCK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 25}
-
-
-def product_block(width: int, itemsize: int, device: str) -> int:
-    """Rows of a result that `sarc::mm_` computes at once, in memory of their own."""
-    return max(1, _BLOCK_BYTES.get(device, 1 << 20) // max(1, width * itemsize))
-
-
 def _mm_(x: Tensor, matrix: Tensor) -> Tensor:
     """`x` [S, F] @ `matrix` [F, G], G <= F, written over `x` from its first entry on, row behind row.
 
     Narrower than an `x` whose rows do not lie one behind another, it has memory of its own.
     """
-    over = _place_of_product(x, matrix)
-    rows = product_block(over.shape[1], x.element_size(), x.device.type)
-    room = x.new_empty((min(rows, x.shape[0]), over.shape[1]))
     # A block of the result ends where its rows of x end, or before: it covers none that are still to be read.
-    for block, place in zip(x.split(rows), over.split(rows), strict=True):
-        place.copy_(torch.mm(block, matrix, out=room[: block.shape[0]]))
-    return over
+    return multiply_blocks(x, matrix, _place_of_product(x, matrix))
 
 
 def _place_of_product(x: Tensor, matrix: Tensor) -> Tensor:

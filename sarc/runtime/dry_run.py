@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sarc.ir import schedule as ins
 from sarc.ir.collective import fetch, tuple_of
-from sarc.ir.dialect import GATHER, MM_OVER, REDUCE, UNIFORM, product_block
+from sarc.ir.dialect import GATHER, REDUCE, UNIFORM
 from sarc.ir.edge_program import Result
 from sarc.ir.live_bytes import DRAW_BYTES
 from sarc.ir.ops import contracted, resolve_sizes
@@ -107,11 +107,8 @@ class _DryExecutor(Executor):
         )  # fmt: skip
         if not env or "device" in kwargs:
             kwargs = {**kwargs, "device": META}
+        self.workspace = self._product_scratch(node)
         made = node.target(*args, **kwargs)
-        if node.target is MM_OVER:
-            each = made.shape[1] * made.element_size()
-            block = product_block(made.shape[1], made.element_size(), self.device.type)
-            self.workspace = min(block, made.shape[0]) * each
         # A large result is written into memory of the pool, rows in order, whatever the operator would have chosen.
         if isinstance(made, Tensor) and isinstance(type_, ValueType) and type_.spaces and made.nbytes >= SMALLEST:
             return made if writing_form(node.target) is None else _stand_in(type_, self.local)

@@ -7,15 +7,17 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
+import torch
 import torch.fx as fx
 from torch import Tensor
 
 from sarc.errors import ExchangeError
 from sarc.ir import schedule as ins
 from sarc.ir.collective import tuple_of
-from sarc.ir.dialect import GATHER, OWN_ROWS, REDUCE, UNIFORM, fold_rows, start_value
+from sarc.ir.dialect import GATHER, MM_OVER, OWN_ROWS, REDUCE, UNIFORM, fold_rows, start_value
 from sarc.ir.draws import keyed_uniform
 from sarc.ir.ops import resolve_sizes
+from sarc.ir.products import add_product, scratch_bytes
 from sarc.ir.space import Rows, ValueType, lengths
 from sarc.runtime.check_sent import check_sent
 from sarc.runtime.host_tier import place_of
@@ -24,6 +26,8 @@ from sarc.runtime.run_edge_calls import EdgeCalls
 from sarc.runtime.run_messages import Messages
 from sarc.runtime.structure import run_local
 from sarc.runtime.work import AllReduce, Wait, Work
+
+aten = torch.ops.aten
 
 
 class Executor(EdgeCalls, Messages):
@@ -145,7 +149,17 @@ class Executor(EdgeCalls, Messages):
             out = env[rows].new_full(shape, start_value(kind, env[rows].dtype))
             fold_rows(out, axis, self._map(column, dim).own_index, env[rows], kind)
             return out
+        self.workspace = self._product_scratch(node)
+        if node.target is aten.addmm_.default:
+            return add_product(*(env[n] for n in node.args))
         return self._into_pool(node, env)
+
+    def _product_scratch(self, node: fx.Node) -> int:
+        """Bytes that a product of rows needs beside its operands and its result; 0 for any other operator."""
+        if node.target not in (aten.mm.default, aten.addmm_.default, MM_OVER) or not node.meta["type"].spaces:
+            return 0
+        x, matrix = (self.env[n.name] for n in node.args[-2:])
+        return scratch_bytes(x, matrix, self.device.type, over=node.target is MM_OVER)
 
     def _into_pool(self, node: fx.Node, env):
         """A plain operator; a large result goes to memory of the pool."""

@@ -20,8 +20,14 @@ import torch.fx as fx
 from torch import Tensor
 
 from sarc.ir.dialect import WIDEN_ROWS, widen_rows_into
+from sarc.ir.products import multiply_into
 
 SMALLEST = 1 << 20
+# Operators whose result is written by functions of sarc.
+_WRITTEN_INTO: dict[Any, Callable[..., Tensor]] = {
+    WIDEN_ROWS: widen_rows_into,
+    torch.ops.aten.mm.default: multiply_into,
+}
 _ALIGNMENT = 1 << 21  # of huge pages
 # A block may be so many times as large as what is put into it; the second where memory counts more than time.
 _SLACK, _TIGHT_SLACK = 1.5, 1.06
@@ -146,8 +152,8 @@ def compute_into(node: fx.Node, args: Any, kwargs: Any, pool: Pool, lengths: Seq
 @functools.cache
 def writing_form(target: Any) -> Callable[..., Tensor] | None:
     """The form of an operator that writes into `out`, or None."""
-    if target is WIDEN_ROWS:
-        return widen_rows_into
+    if target in _WRITTEN_INTO:
+        return _WRITTEN_INTO[target]
     if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten" or len(target._schema.returns) != 1:
         return None
     if any(r.alias_info is not None for r in target._schema.returns):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import attention, epochs, layers, ops, peak, placement, race, recompute, roof
+from benchmarks import attention, epochs, layers, ops, peak, placement, products, race, recompute, roof
 from benchmarks.contestants import Case, Contestant
 from benchmarks.graphs import KINDS, draw
 from benchmarks.options import Options
@@ -62,6 +62,13 @@ def test_what_a_lower_peak_costs() -> None:
     peaks = [float(peak) for peak in re.findall(r"predicted peak ([\d.]+) MiB", done.output)]
     assert len(peaks) == 2 and peaks[0] <= peaks[1]
     assert re.search(r"as planned takes [\d.]+ times as long", done.output)
+
+
+def test_products_by_their_width() -> None:
+    quick = ("--nodes", "9000", "--inner", "4", "--width", "44", "--width", "48", "--repeat", "1")
+    done = CliRunner().invoke(products.main, quick, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert re.findall(r"width +(\d+): library +[\d.]+ ms, sarc +[\d.]+ ms, ratio [\d.]+", done.output) == ["44", "48"]
 
 
 LIBRARIES = ("--contestants", "DGL", "--contestants", "PyG", "--contestants", "PyG, norm kept")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -136,3 +140,31 @@ def test_nodes_that_are_rearranged(width: int) -> None:
     )  # fmt: skip
     found, expected = (torch.autograd.grad(m(x, perm).square().sum(), x)[0] for m in (compiled, Rearranged()))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+class Activated(nn.Module):
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        h = x.exp().relu()
+        return torch.zeros_like(h).index_add(0, edge_index[1], h[edge_index[0]])
+
+
+def test_the_choices_of_a_derivative_are_made_in_vectors(tmp_path: Path) -> None:
+    """A choice between two elements in memory would be one of addresses, number by number: ten times slower."""
+    version = subprocess.run([str(build.compiler()), "--version"], capture_output=True, text=True, check=True).stdout
+    if "Free Software Foundation" not in version:
+        pytest.skip("what is in vectors is GCC's report")
+    compiled = sarc.compile(Activated(), 1)
+    compiled(torch.randn(NODES, 128, requires_grad=True), graph(5)).sum().backward()
+    found = [unit for stage, _, units in compiled.kernel_sources() if stage == "backward" for unit in units]
+    (text,) = [unit for unit in found if "sarc_where(" in unit[unit.rindex('extern "C"') :]]
+    unit = tmp_path / "unit.cpp"
+    unit.write_text(text)
+    flags = [*build.FLAGS, "-fopt-info-vec-optimized", str(unit), "-o", str(tmp_path / "unit.so")]
+    report = subprocess.run([str(build.compiler()), *flags], capture_output=True, text=True, check=True).stderr
+    lines = text.splitlines()
+    chosen = [i for i, line in enumerate(lines, 1) if "sarc_where(" in line and "template" not in line]
+    assert chosen
+    for line in chosen:
+        # The loop is reported at its head or at its body.
+        places = re.findall(r"unit\.cpp:(\d+):\d+: optimized: loop vectorized", report)
+        assert {str(line), str(line - 1)} & set(places), report

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import sarc
-from sarc.ir.dialect import MM_OVER, product_block
+from sarc.ir.dialect import MM_OVER
 from sarc.ir.interpret import interpret
 from sarc.ir.parse import parse_program
+from sarc.ir.products import product_block
 from sarc.ir.verify import verify
 from sarc.passes.partitioned.reuse_storage import ReuseStorage
 
