@@ -18,6 +18,8 @@ _BLOCK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 25}
 # float32 numbers of a vector register, and the most columns whose products take no less time when they fill one more.
 _LANES = 8
 _FEW = 5 * _LANES
+# Rows a column from which a copy of the matrix, padded, is little beside the rows.
+_PER_COLUMN = 8
 
 
 def padded_width(width: int, dtype: torch.dtype, device: str) -> int:
@@ -72,7 +74,8 @@ def scratch_bytes(x: Tensor, matrix: Tensor, device: str, over: bool) -> int:
 def _is_one_call(x: Tensor, matrix: Tensor, device: str) -> bool:
     width = matrix.shape[1]
     padded = padded_width(width, x.dtype, device)
-    return padded == width or x.shape[0] <= product_block(padded, x.element_size(), device)
+    block = product_block(padded, x.element_size(), device)
+    return padded == width or x.shape[0] <= max(block, _PER_COLUMN * width)
 
 
 def _by_blocks(x: Tensor, matrix: Tensor, out: Tensor, write: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -77,6 +77,10 @@ def test_only_odd_widths_of_many_float32_rows_go_by_blocks() -> None:
             multiply_into(x, matrix, out=torch.empty(rows, width, dtype=dtype))
             add_product(torch.zeros(rows, width, dtype=dtype), x, matrix)
         assert made.products == [rows, rows] and not made.nbytes
+    x, matrix = operands(100, 7001)  # a table's rows as columns: nothing is copied
+    with Made() as made:
+        multiply_into(x, matrix, out=torch.empty(100, 7001))
+    assert made.products == [100] and not made.nbytes and not scratch_bytes(x, matrix, "cpu", over=False)
     x, matrix = operands(7000, 188)
     block = product_block(192, 4, "cpu")
     with Made() as made:
