@@ -1,7 +1,7 @@
 """Products of rows by a matrix, a block of rows at a time: written over the rows, or at a width that CPUs prefer.
 
 A matrix library writes rows that start inside a vector register one number at a time: on CPUs a float32 product of 188
-columns takes up to 1.8 times as long as one of 192. Blocks of rows of the next full width, made in memory that stays in
+columns takes 1.7 times as long as one of 192. Blocks of rows of the next full width, made in memory that stays in
 a cache and copied to their place, take less (`python -m benchmarks.products`).
 """
 
@@ -65,23 +65,24 @@ def scratch_bytes(x: Tensor, matrix: Tensor, device: str, over: bool) -> int:
     """
     if not over and _is_one_call(x, matrix, device):
         return 0
-    padded = padded_width(matrix.shape[1], x.dtype, device)
-    rows = min(product_block(padded, x.element_size(), device), x.shape[0])
+    rows, padded = _block(x, matrix, device)
     copied = 0 if padded == matrix.shape[1] else matrix.shape[0]
-    return (rows + copied) * padded * x.element_size()
+    return (min(rows, x.shape[0]) + copied) * padded * x.element_size()
 
 
 def _is_one_call(x: Tensor, matrix: Tensor, device: str) -> bool:
-    width = matrix.shape[1]
-    padded = padded_width(width, x.dtype, device)
-    block = product_block(padded, x.element_size(), device)
-    return padded == width or x.shape[0] <= max(block, _PER_COLUMN * width)
+    width, (rows, padded) = matrix.shape[1], _block(x, matrix, device)
+    return padded == width or x.shape[0] <= max(rows, _PER_COLUMN * width)
+
+
+def _block(x: Tensor, matrix: Tensor, device: str) -> tuple[int, int]:
+    """Rows and columns that are computed at once."""
+    padded = padded_width(matrix.shape[1], x.dtype, device)
+    return product_block(padded, x.element_size(), device), padded
 
 
 def _by_blocks(x: Tensor, matrix: Tensor, out: Tensor, write: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    width = matrix.shape[1]
-    padded = padded_width(width, x.dtype, x.device.type)
-    rows = product_block(padded, x.element_size(), x.device.type)
+    width, (rows, padded) = matrix.shape[1], _block(x, matrix, x.device.type)
     room = x.new_empty((min(rows, x.shape[0]), padded))
     filled = matrix if padded == width else pad(matrix, (0, padded - width))
     for block, place in zip(x.split(rows), out.split(rows), strict=True):
